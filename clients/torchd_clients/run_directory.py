@@ -1,0 +1,57 @@
+"""Where the daemons of this user say that they run: `daemon.json` in the run directory of each.
+
+The server decides on the folders: $XDG_RUNTIME_DIR/torchd/<management port>, else torchd-<uid>/<management port> in the
+temporary directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """A running daemon, by its process id and the addresses of its gRPC services."""
+
+    pid: int
+    grpc_inference: str
+    grpc_management: str
+
+
+def find_daemon(environ: Mapping[str, str]) -> Daemon | None:
+    """The one daemon this user runs; None if there is none, or more than one to choose from."""
+    found = {daemon.pid: daemon for folder in _folders(environ) for daemon in _daemons(folder)}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _folders(environ: Mapping[str, str]) -> Iterator[Path]:
+    if environ.get("XDG_RUNTIME_DIR"):
+        yield Path(environ["XDG_RUNTIME_DIR"], "torchd")
+    yield Path(tempfile.gettempdir(), f"torchd-{os.getuid()}")
+
+
+def _daemons(folder: Path) -> Iterator[Daemon]:
+    if not _is_private(folder):  # anybody can make this name in a temporary directory, and would be sent our requests
+        return
+    for path in sorted(folder.glob("*/daemon.json")):
+        try:
+            told = json.loads(path.read_text())
+            daemon = Daemon(int(told["pid"]), str(told["grpc_inference"]), str(told["grpc_management"]))
+            os.kill(daemon.pid, 0)  # a daemon that was killed leaves its file behind
+        except (OSError, OverflowError, ValueError, LookupError, TypeError):
+            continue
+        yield daemon
+
+
+def _is_private(folder: Path) -> bool:
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
