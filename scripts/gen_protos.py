@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the generated code under protos/torchd_protos from the contracts in protos/; --check says whether it is fresh."""
+"""Makes the generated code in protos/torchd_protos from the contracts in protos/; --check says whether it is fresh."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROTOS = Path(__file__).resolve().parent.parent / "protos"
 PACKAGE = PROTOS / "torchd_protos"
 SERVICES = ("inference", "management")
 MESSAGES_ONLY = ("worker",)
-# Output of this version loads on protobuf 5.29 and every later one; output of a later one would demand a later protobuf.
+# Its output loads on protobuf 5.29 and every later one; the output of a later version would demand a later protobuf.
 TOOLS_VERSION = "1.71.2"
 VERBS = ("get", "post", "put", "delete", "patch")
 
@@ -83,7 +83,9 @@ def _http_rules(descriptors: FileDescriptorSet) -> str:
             _check_rule(pool, rule["selector"], binding[verb])
             row = (verb.upper(), binding[verb], rule["selector"], binding.get("body") == "*")
             fields = ("method", "template", "selector", "body")
-            rows.append("    HttpRule(" + ", ".join(f"{f}={_quoted(v)}" for f, v in zip(fields, row, strict=True)) + "),")
+            rows.append(
+                "    HttpRule(" + ", ".join(f"{f}={_quoted(v)}" for f, v in zip(fields, row, strict=True)) + "),"
+            )
     return _RULES_HEAD + "\n".join(_wrapped(row) for row in rows) + "\n)\n"
 
 
@@ -112,7 +114,9 @@ def _is_fresh(path: Path, text: str, check: bool) -> bool:
     if old == text:
         return True
     if check:
-        sys.stderr.writelines(list(difflib.unified_diff(old.splitlines(True), text.splitlines(True), str(path), "fresh"))[:20])
+        sys.stderr.writelines(
+            list(difflib.unified_diff(old.splitlines(True), text.splitlines(True), str(path), "fresh"))[:20]
+        )
     else:
         path.write_text(text)
         print(f"wrote {path.relative_to(PROTOS.parent)}")

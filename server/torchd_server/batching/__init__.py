@@ -1,0 +1,1 @@
+"""Who runs next, with whom, and how long a batch waits for company."""

@@ -1,0 +1,61 @@
+"""The order in which waiting requests are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from torchd_server.request import Request
+
+
+class Queue(Protocol):
+    """Waiting requests, in some order."""
+
+    def __len__(self) -> int:
+        """How many wait."""
+
+    def put(self, request: Request) -> None:
+        """One more waits."""
+
+    def put_back(self, requests: Iterable[Request]) -> None:
+        """These were taken but have not run: they are first again, in their order."""
+
+    def take(self, most: int) -> list[Request]:
+        """The next ones, at most `most`."""
+
+    def discard(self, request: Request) -> None:
+        """Forgets one that no longer waits."""
+
+    def oldest(self) -> Request:
+        """The one that would be taken first."""
+
+
+class Fifo:
+    """First come, first served. Taking one out of the middle costs no more than taking the first."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, request: Request) -> None:
+        """Puts it last."""
+        self._waiting[request.number] = request
+
+    def put_back(self, requests: Iterable[Request]) -> None:
+        """Puts them first."""
+        self._waiting = {request.number: request for request in requests} | self._waiting
+
+    def take(self, most: int) -> list[Request]:
+        """The first ones."""
+        numbers = [number for number, _ in zip(self._waiting, range(most), strict=False)]
+        return [self._waiting.pop(number) for number in numbers]
+
+    def discard(self, request: Request) -> None:
+        """Forgets it, wherever it stands."""
+        self._waiting.pop(request.number, None)
+
+    def oldest(self) -> Request:
+        """The first one; the queue must not be empty."""
+        return next(iter(self._waiting.values()))

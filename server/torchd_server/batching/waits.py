@@ -1,0 +1,105 @@
+"""How long an idle worker waits for a batch to fill: `full` as TorchServe does, `adaptive` only while it can pay.
+
+Why adaptive waits at all. Going at once whenever a worker is idle is best for a lone client, and wrong for clients that
+answer each other's pace: of eight clients served together, the first to come back would be sent alone, the other seven
+would wait for it, and every second batch would hold one request: half the throughput. So an idle worker waits while
+company can be expected, and three observations say whether it can:
+
+- as many as were in the system at once since the last batch left (waiting or running) are here: nobody else is known,
+  so nothing is worth waiting for. With one client this is always so, and a lone request never waits.
+- nobody has come for `linger` seconds, a quarter of what a batch lately cost (1 ms at least): who was expected has gone
+  or thinks. Waiting then costs at most that quarter, and never more than the whole delay.
+- the oldest request has waited the whole delay, counted from its arrival: the delay is an upper bound, not a price.
+
+`scripts/bench_batching.py` shows both rules side by side.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+LINGER_SHARE = 0.25
+LINGER_LEAST_SECONDS = 0.001
+COST_WEIGHT = 0.2
+
+
+class BatchWait(Protocol):
+    """Says until when an idle worker waits for more requests than are queued."""
+
+    def opened(self, now: float) -> None:
+        """A worker is idle and the first request is here: collecting begins."""
+
+    def arrived(self, now: float, in_system: int) -> None:
+        """A request was queued; `in_system` wait or run now, it included."""
+
+    def left(self, in_system: int) -> None:
+        """A batch went to a worker; `in_system` wait or run now, it included."""
+
+    def ran(self, seconds: float) -> None:
+        """A batch took so long in its worker."""
+
+    def until(self, oldest: float, queued: int, running: int) -> float:
+        """The time at which what is queued goes; the oldest of it came at `oldest`. In the past: at once."""
+
+
+class FullWait:
+    """The whole delay, counted from the moment a worker takes the first request, as TorchServe counts it."""
+
+    def __init__(self, delay_seconds: float) -> None:
+        self._delay = delay_seconds
+        self._opened = 0.0
+
+    def opened(self, now: float) -> None:
+        """The delay runs from now."""
+        self._opened = now
+
+    def arrived(self, now: float, in_system: int) -> None:
+        """Changes nothing."""
+
+    def left(self, in_system: int) -> None:
+        """Changes nothing."""
+
+    def ran(self, seconds: float) -> None:
+        """Changes nothing."""
+
+    def until(self, oldest: float, queued: int, running: int) -> float:
+        """The end of the delay."""
+        return self._opened + self._delay
+
+
+class AdaptiveWait:
+    """Only while company can be expected, never longer than the delay (the rule stands in the module's docstring)."""
+
+    def __init__(self, delay_seconds: float) -> None:
+        self._delay = delay_seconds
+        self._last_arrival = 0.0
+        self._opened = 0.0
+        self._peak = 0
+        self._cost = 0.0
+
+    def opened(self, now: float) -> None:
+        """Lingering counts from here at the earliest."""
+        self._opened = now
+
+    def arrived(self, now: float, in_system: int) -> None:
+        """Company came."""
+        self._last_arrival = now
+        self._peak = max(self._peak, in_system)
+
+    def left(self, in_system: int) -> None:
+        """From here the most in the system at once is counted anew."""
+        self._peak = in_system
+
+    def ran(self, seconds: float) -> None:
+        """Follows the cost of a batch."""
+        self._cost = seconds if self._cost == 0.0 else self._cost + COST_WEIGHT * (seconds - self._cost)
+
+    def until(self, oldest: float, queued: int, running: int) -> float:
+        """At once if everybody known is here, else when lingering stops paying or the delay is over."""
+        if queued + running >= self._peak:
+            return oldest
+        linger = max(LINGER_LEAST_SECONDS, LINGER_SHARE * self._cost)
+        return min(oldest + self._delay, max(self._last_arrival, self._opened) + linger)
+
+
+WAITS: dict[str, type[FullWait] | type[AdaptiveWait]] = {"adaptive": AdaptiveWait, "full": FullWait}

@@ -1,0 +1,326 @@
+"""The commands `torchd` and `torchserve`: the only reader of argv and of the environment.
+
+    torchd serve      the daemon, in the secure posture
+    torchd run        one request through one worker, without a daemon
+    torchd archive    torch-model-archiver under another name
+    torchserve        the daemon with TorchServe's flags, defaults and answers
+
+Other packages add their commands to `torchd` through the entry point group `torchd.commands`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+from torchd_server import logs
+from torchd_server.run_directory import RunDirectoryTaken, default_run_directory
+from torchd_server.settings import API_NAMES, POSTURES, Address, ServerSettings, SettingInvalid
+from torchd_server.torchserve import config_properties
+
+VERSION = "0.1.0"
+# sysexits.h and errno: what went wrong, for scripts.
+EX_USAGE, EX_SOFTWARE, EX_CONFIG, EX_IN_USE = 64, 70, 78, 98
+READY_LINE = "Model server started."
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`torchd`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["serve"]:
+        _serve_command(words[1:])
+    if words[:1] == ["archive"]:
+        from torchd_archiver import cli as archiver_cli
+
+        sys.exit(archiver_cli.main(words[1:]))
+    _typer_app()(words, prog_name="torchd")
+
+
+def torchserve_main(argv: Sequence[str] | None = None) -> NoReturn:
+    """`torchserve`: TorchServe's own flags, as far as they are there yet."""
+    flags = _torchserve_parser().parse_args(argv)
+    if flags.version:
+        print(f"TorchServe Version is {VERSION}")
+        sys.exit(0)
+    if flags.stop:
+        _refuse("torchserve --stop comes with a later release; stop the foreground server with Ctrl-C or SIGTERM")
+    if not flags.foreground:
+        _note("the server stays in the foreground; the background start comes with a later release")
+    settings = _checked(lambda: _torchserve_settings(flags, os.environ))
+    _note("tokens are not there yet: torchd listens on loopback only" if not flags.disable_token_auth else "")
+    logs.configure("text", "info")
+    _serve(settings)
+
+
+def _serve_command(words: Sequence[str]) -> NoReturn:
+    flags = _serve_parser().parse_args(words)
+    settings = _checked(lambda: _serve_settings(flags, os.environ))
+    logs.configure(flags.log_format, flags.log_level)
+    _serve(settings)
+
+
+def _serve(settings: ServerSettings) -> NoReturn:
+    """Runs the daemon to its end and turns what stopped it into an exit status."""
+    from torchd_server import daemon  # gRPC takes a while to import: --help and mistakes do not wait for it
+
+    _reset_signals()
+    try:
+        _runner()(daemon.serve(settings, lambda: print(READY_LINE, flush=True)))
+    except (RunDirectoryTaken, daemon.AddressInUse) as error:
+        _refuse(str(error), EX_IN_USE)
+    sys.exit(0)
+
+
+def _runner() -> Callable[..., object]:
+    try:
+        import uvloop
+    except ImportError:  # not on this platform: the standard loop serves, more slowly
+        return asyncio.run
+    return uvloop.run
+
+
+def _reset_signals() -> None:
+    """A daemon started from a script's background (`&`) inherits SIGINT ignored; we stop on it all the same."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _serve_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="torchd serve",
+        description="Serves models over gRPC and REST until SIGTERM or Ctrl-C; accepted requests finish first.",
+        epilog="next: torchd register MODEL.mar, torchd predict MODEL -T FILE, torchd models",
+    )
+    listeners = ServerSettings().listeners
+    parser.add_argument("--model-store", type=Path, metavar="DIR", help="folder with the model archives")
+    parser.add_argument(
+        "--models", nargs="+", default=[], metavar="[NAME=]FILE", help="archives to load at start, or all"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a config.properties file")
+    parser.add_argument("--host", help=f"address to listen on (loopback only for now; {listeners.inference.host})")
+    for name in API_NAMES:
+        flag = f"--{name.replace('_', '-')}-port"
+        port = getattr(listeners, name).port
+        parser.add_argument(flag, type=int, metavar="PORT", help=f"{port}; 0 takes any free port")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="lock and addresses of this daemon; 0700")
+    parser.add_argument(
+        "--worker-threads", type=int, metavar="N", help="compute threads of each worker (its share of the cores)"
+    )
+    parser.add_argument(
+        "--drain-grace",
+        type=float,
+        metavar="SECONDS",
+        help=f"time to finish at the end ({ServerSettings().limits.drain_grace:g})",
+    )
+    parser.add_argument(
+        "--enable-model-api", action=argparse.BooleanOptionalAction, help="let clients register models (yes)"
+    )
+    parser.add_argument("--log-format", choices=logs.FORMATS, default="text")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    return parser
+
+
+def _serve_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> ServerSettings:
+    """The precedence of `torchd serve`: defaults < environment's thread number < config file < flags."""
+    posture = POSTURES["torchd"]
+    settings = ServerSettings(
+        posture=posture,
+        model_api=posture.model_api,
+        environment=dict(environment),
+        worker_threads=_threads_of(environment),
+    )
+    settings = _with_file(settings, flags.config)
+    for name in API_NAMES:
+        address: Address = getattr(settings.listeners, name)
+        port = getattr(flags, f"{name}_port")
+        chosen = Address(flags.host or address.host, address.port if port is None else port)
+        settings = replace(settings, listeners=settings.listeners.at(name, chosen))
+    if flags.enable_model_api is not None:
+        settings = replace(settings, model_api=flags.enable_model_api)
+    if flags.worker_threads is not None:
+        settings = replace(settings, worker_threads=flags.worker_threads)
+    if flags.drain_grace is not None:
+        settings = replace(settings, limits=replace(settings.limits, drain_grace=flags.drain_grace))
+    return _with_store(settings, flags.model_store, flags.models, flags.run_dir, environment)
+
+
+def _torchserve_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="torchserve", description="torchd with TorchServe's flags, defaults and answers."
+    )
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("-v", "--version", action="store_true", help="print the version and leave")
+    action.add_argument("--start", action="store_true", help="start the server")
+    action.add_argument("--stop", action="store_true", help="stop the server")
+    parser.add_argument("--foreground", action="store_true", help="stay in the foreground")
+    parser.add_argument(
+        "--ncs", "--no-config-snapshots", action="store_true", help="keep no snapshots (none are kept yet)"
+    )
+    parser.add_argument("--ts-config", type=Path, metavar="FILE", help="a config.properties file")
+    parser.add_argument("--model-store", type=Path, metavar="DIR", help="folder with the model archives")
+    parser.add_argument(
+        "--models", nargs="+", default=[], metavar="[NAME=]FILE", help="archives to load at start, or all"
+    )
+    parser.add_argument("--disable-token-auth", "--dt", action="store_true", help="ask for no tokens")
+    parser.add_argument("--enable-model-api", action="store_true", help="let clients register and unregister models")
+    return parser
+
+
+def _torchserve_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> ServerSettings:
+    """The precedence of `torchserve`: TorchServe's defaults < config file < flags."""
+    posture = POSTURES["torchserve"]
+    settings = ServerSettings(
+        posture=posture,
+        model_api=posture.model_api,
+        environment=dict(environment),
+        worker_threads=_threads_of(environment),
+    )
+    config = flags.ts_config or (Path(environment["TS_CONFIG_FILE"]) if environment.get("TS_CONFIG_FILE") else None)
+    settings = _with_file(settings, config)
+    if flags.enable_model_api:
+        settings = replace(settings, model_api=True)
+    if flags.model_store is None and settings.model_store is None:
+        _refuse("Missing mandatory parameter --model-store", 1)
+    return _with_store(settings, flags.model_store, flags.models, None, environment)
+
+
+def _with_file(settings: ServerSettings, path: Path | None) -> ServerSettings:
+    if path is None:
+        return settings
+    if not path.is_file():
+        _refuse(f"configuration file {path} not found", 1)
+    applied = config_properties.apply(settings, path)
+    for warning in applied.warnings:
+        _note(warning)
+    return applied.settings
+
+
+def _with_store(
+    settings: ServerSettings,
+    store: Path | None,
+    models: Sequence[str],
+    run_dir: Path | None,
+    environment: Mapping[str, str],
+) -> ServerSettings:
+    store = store or settings.model_store
+    if store is not None and not store.is_dir():
+        _refuse(f"model store {store} is not a folder", 1)
+    names = tuple(name.strip() for entry in models for name in entry.split(",") if name.strip())
+    run_dir = run_dir or default_run_directory(environment, settings.listeners.management.port)
+    return replace(
+        settings,
+        model_store=store.resolve() if store is not None else None,
+        models=names or settings.models,
+        run_dir=run_dir.absolute(),
+    )
+
+
+def _threads_of(environment: Mapping[str, str]) -> int:
+    """OMP_NUM_THREADS of the daemon holds for each worker, as it did in TorchServe's containers."""
+    value = environment.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isascii() and value.isdigit() and 0 < int(value) <= 1024 else 0
+
+
+def _checked(make: Callable[[], ServerSettings]) -> ServerSettings:
+    try:
+        return make()
+    except SettingInvalid as error:
+        _refuse(str(error), EX_CONFIG)
+
+
+def _note(text: str) -> None:
+    if text:
+        print(f"torchd: {text}", file=sys.stderr)
+
+
+def _refuse(text: str, status: int = EX_USAGE) -> NoReturn:
+    print(f"torchd: {text}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _typer_app() -> Callable[..., object]:
+    """`torchd` with every command; typer and rich are imported here, where a person waits and not a daemon."""
+    import typer
+
+    app = typer.Typer(
+        name="torchd",
+        help="Serves PyTorch models over gRPC and REST.",
+        epilog="Begin with: torchd archive --help, torchd serve --model-store DIR, then torchd register MODEL.mar "
+        "and torchd predict MODEL -T FILE.",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback(invoke_without_command=True)
+    def version(
+        version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    ) -> None:
+        if version:
+            print(f"torchd {VERSION}")
+            raise typer.Exit
+
+    # Both are argparse commands, handled before typer is imported; they stand here for --help.
+    @app.command("serve", help="Run the daemon until SIGTERM or Ctrl-C (torchd serve --help).", add_help_option=False)
+    def serve() -> None:
+        _serve_command([])
+
+    @app.command(
+        "archive", help="Pack a model (torch-model-archiver's flags; torchd archive --help).", add_help_option=False
+    )
+    def archive() -> None:
+        main(["archive", "--help"])
+
+    @app.command("run")
+    def run(
+        archive: Annotated[Path, typer.Argument(help="A .mar file, a .tar.gz or a model folder.")],
+        file: Annotated[Path, typer.Option("-T", "--file", help="What the handler is given; - is standard input.")],
+        content_type: Annotated[str, typer.Option(help="Media type of the file; decides how it is decoded.")] = "",
+        timeout: Annotated[float, typer.Option(help="Seconds the answer may take.")] = 120.0,
+    ) -> None:
+        """Send one request through a real worker, without a daemon: for someone writing a handler."""
+        body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        sys.exit(_run_once(archive, body, content_type, timeout))
+
+    for entry_point in entry_points(group="torchd.commands"):
+        entry_point.load()(app)
+    return app
+
+
+def _run_once(archive: Path, body: bytes, content_type: str, timeout: float) -> int:
+    from torchd_protos.frames import Call, Header, Part
+    from torchd_server import daemon, errors
+
+    logs.configure("text", "info")
+    settings = ServerSettings(
+        posture=POSTURES["torchd"],
+        model_store=archive.absolute().parent,
+        environment=dict(os.environ),
+        worker_threads=_threads_of(os.environ),
+    )
+    call = Call(
+        request_id=str(uuid.uuid4()),
+        headers=[Header("Content-Type", content_type)] if content_type else [],
+        parts=[Part("body", content_type, body)],
+        timeout_ms=int(timeout * 1000),
+    )
+    try:
+        reply = asyncio.run(daemon.run_once(settings, archive.name, call))
+    except errors.TorchdError as error:
+        print(f"torchd: {error}\n{getattr(error, 'traceback', '')}".rstrip(), file=sys.stderr)
+        return 1
+    sys.stdout.buffer.write(bytes(reply.body))
+    sys.stdout.buffer.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    main()

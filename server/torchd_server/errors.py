@@ -1,0 +1,217 @@
+"""What can go wrong, said by class. No codes here: surfaces/status.py maps each class to gRPC and HTTP.
+
+TorchdError
+|- BadRequest
+|- NotFound: ModelNotFound, VersionNotFound, UrlNotAllowed
+|- ArchiveInvalid
+|- ModelExists, DefaultVersionInUse, ModelApiDisabled
+|- Overloaded: QueueFull
+|- Unavailable: NoWorker, ModelLoading, Draining
+|- ModelFailed
+|- LoadFailed, OutOfMemory
+|- DeadlineExceeded: DeadlineInQueue
+|- Cancelled
+|- HandlerFailed: HandlerExit, BadOutput, ResponseTooLarge, PredictionFailed
+|- WorkerLost: WorkerDied, WorkerTimeout, WorkerProtocolBroken
+|- NotSupported
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class TorchdError(Exception):
+    """Base of every error a client can be told. `retry_after_seconds` is set where a retry makes sense."""
+
+    retry_after_seconds: float | None = None
+
+    @property
+    def message(self) -> str:
+        """One sentence for the client."""
+        return str(self)
+
+
+class BadRequest(TorchdError):
+    """The request cannot be understood; the message names the field and what would do."""
+
+
+class NotFound(TorchdError):
+    """What was asked for is not here."""
+
+
+class ModelNotFound(NotFound):
+    """No model of this name is registered."""
+
+    def __init__(self, model: str, known: Iterable[str] = ()) -> None:
+        self.model = model
+        names = ", ".join(sorted(known)[:10])
+        super().__init__(
+            f"Model not found: {model}" + (f" (registered: {names})" if names else " (none is registered)")
+        )
+
+
+class VersionNotFound(NotFound):
+    """The model has no such version."""
+
+    def __init__(self, model: str, version: str, known: Iterable[str]) -> None:
+        self.model, self.version = model, version
+        super().__init__(f"model '{model}' has no version '{version}'; it has {', '.join(known)}")
+
+
+class UrlNotAllowed(NotFound):
+    """The archive lies where this server may not read."""
+
+
+class ArchiveNotFound(NotFound):
+    """The model store has no such archive."""
+
+
+class ArchiveInvalid(TorchdError):
+    """The archive, its manifest or its model-config.yaml is not what it should be."""
+
+
+class ModelExists(TorchdError):
+    """This version of the model is registered already."""
+
+    def __init__(self, model: str, version: str) -> None:
+        self.model, self.version = model, version
+        super().__init__(f"Model version {version} is already registered for model {model}")
+
+
+class DefaultVersionInUse(TorchdError):
+    """The default version cannot go while others stay."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        super().__init__(f"Cannot remove default version for model {model}; make another version the default first")
+
+
+class ModelApiDisabled(TorchdError):
+    """Registering and unregistering through the API is switched off."""
+
+    def __init__(self) -> None:
+        super().__init__("Model API disabled: start the server with --enable-model-api to register models through it")
+
+
+class Overloaded(TorchdError):
+    """There is more work than the limits allow."""
+
+    retry_after_seconds = 1.0
+
+
+class QueueFull(Overloaded):
+    """The queue of this model version has reached its limit."""
+
+    def __init__(self, model: str, version: str, limit: int) -> None:
+        self.model, self.version, self.limit = model, version, limit
+        super().__init__(
+            f"the queue of model '{model}' version {version} is full: {limit} requests wait already "
+            "(jobQueueSize in model-config.yaml, job_queue_size for all models)"
+        )
+
+
+class Unavailable(TorchdError):
+    """Not now, but perhaps soon."""
+
+    retry_after_seconds = 1.0
+
+
+class NoWorker(Unavailable):
+    """The model has no worker, and none is wanted."""
+
+    def __init__(self, model: str, version: str) -> None:
+        self.model, self.version = model, version
+        super().__init__(f"model '{model}' version {version} has no worker; scale it to at least one")
+
+
+class ModelLoading(Unavailable):
+    """The model's workers are starting."""
+
+    def __init__(self, model: str, version: str) -> None:
+        self.model, self.version = model, version
+        super().__init__(f"the workers of model '{model}' version {version} are still loading")
+
+
+class Draining(Unavailable):
+    """The server, or this model, is finishing its work and takes no more."""
+
+    def __init__(self, what: str = "the server") -> None:
+        super().__init__(f"{what} is shutting down and takes no new requests")
+
+
+class ModelFailed(TorchdError):
+    """The model's workers failed too often; they are not started again by themselves."""
+
+    def __init__(self, model: str, version: str, cause: str) -> None:
+        self.model, self.version = model, version
+        super().__init__(f"model '{model}' version {version} has failed and must be scaled or registered anew: {cause}")
+
+
+class LoadFailed(TorchdError):
+    """A worker could not load the model. `traceback` is for logs and for DescribeModel, not for strangers."""
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        self.traceback = traceback
+        super().__init__(message)
+
+
+class OutOfMemory(LoadFailed):
+    """There was not enough memory, on the host or on the device."""
+
+
+class DeadlineExceeded(TorchdError):
+    """The deadline passed while the request was running."""
+
+
+class DeadlineInQueue(DeadlineExceeded):
+    """The deadline passed while the request waited; it was not run."""
+
+
+class Cancelled(TorchdError):
+    """The client has gone, or has taken its request back."""
+
+
+class HandlerFailed(TorchdError):
+    """The handler raised. `status` is an HTTP status the handler chose for it, or None."""
+
+    def __init__(self, message: str, traceback: str = "", status: int | None = None) -> None:
+        self.traceback = traceback
+        self.status = status
+        super().__init__(message)
+
+
+class HandlerExit(HandlerFailed):
+    """The handler called sys.exit()."""
+
+
+class BadOutput(HandlerFailed):
+    """The handler returned something that cannot be an answer."""
+
+
+class ResponseTooLarge(HandlerFailed):
+    """The answer is over the limit for responses."""
+
+
+class PredictionFailed(HandlerFailed):
+    """The handler raised TorchServe's PredictionException, with a status of its own."""
+
+
+class WorkerLost(TorchdError):
+    """The worker went away with the request in its hands; whether it was executed is unknown."""
+
+
+class WorkerDied(WorkerLost):
+    """The worker process ended."""
+
+
+class WorkerTimeout(WorkerLost):
+    """The worker did not answer in time and was killed."""
+
+
+class WorkerProtocolBroken(WorkerLost):
+    """The worker sent bytes that are not the protocol."""
+
+
+class NotSupported(TorchdError):
+    """This server does not do that."""

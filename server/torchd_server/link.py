@@ -1,0 +1,96 @@
+"""The daemon's end of one worker's socket: frames in, messages out; failures become the classes of errors.py."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Protocol
+
+from torchd_protos.frames import Failure, FrameLimits, FrameReader, LoadFailed, Message, ProtocolError, encode
+from torchd_server import errors
+from torchd_server.faults import fault
+
+
+class Receiver(Protocol):
+    """Who hears what the worker says."""
+
+    def received(self, message: Message) -> None:
+        """One message; raises ProtocolError if it has no business here."""
+
+    def link_lost(self, error: ProtocolError | OSError | None) -> None:
+        """Nothing more will come; called once. `error` is None at a clean end of stream."""
+
+
+class Link(asyncio.Protocol):
+    """Speaks frames over one connected socket."""
+
+    def __init__(self, receiver: Receiver, limits: FrameLimits) -> None:
+        self._receiver = receiver
+        self._reader = FrameReader(limits)
+        self._transport: asyncio.WriteTransport | None = None
+        self._broken: ProtocolError | None = None
+
+    @classmethod
+    async def open(cls, sock: socket.socket, receiver: Receiver, limits: FrameLimits) -> Link:
+        """Takes over a connected Unix socket."""
+        loop = asyncio.get_running_loop()
+        _, link = await loop.create_unix_connection(lambda: cls(receiver, limits), sock=sock)
+        return link
+
+    def send(self, message: Message) -> None:
+        """Writes one message; after the end of the link it goes nowhere, and `link_lost` has been told."""
+        fault("link.send")
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(encode(message))
+
+    def close(self) -> None:
+        """Ends the link."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: the socket is ours."""
+        self._transport = transport  # type: ignore[assignment] # a socket's transport writes
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes came."""
+        try:
+            for message in self._reader.feed(data):
+                self._receiver.received(message)
+        except ProtocolError as error:
+            self._broken = error
+            if self._transport is not None:
+                self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: it is over."""
+        if self._broken is None and self._reader.buffered:
+            self._broken = ProtocolError("the stream ended in the middle of a frame")
+        self._receiver.link_lost(self._broken or (exc if isinstance(exc, OSError) else None))
+
+
+_FAILURES: dict[str, type[errors.HandlerFailed]] = {
+    cls.__name__: cls
+    for cls in (
+        errors.HandlerFailed,
+        errors.HandlerExit,
+        errors.BadOutput,
+        errors.ResponseTooLarge,
+        errors.PredictionFailed,
+    )
+}
+
+
+def error_of(failure: Failure) -> errors.TorchdError:
+    """The error a worker's Failure stands for."""
+    if failure.kind == "OutOfMemory":
+        return errors.OutOfMemory(failure.message, failure.traceback)
+    if failure.kind == "Cancelled":
+        return errors.Cancelled(failure.message)
+    return _FAILURES.get(failure.kind, errors.HandlerFailed)(failure.message, failure.traceback, failure.status or None)
+
+
+def load_error_of(failure: LoadFailed) -> errors.LoadFailed:
+    """The error a worker's LoadFailed stands for."""
+    cls = errors.OutOfMemory if failure.kind == "OutOfMemory" else errors.LoadFailed
+    return cls(failure.message, failure.traceback)

@@ -1,0 +1,259 @@
+"""The use cases of management: register, scale, describe, list, set default, unregister. Surfaces only translate."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from torchd_server import errors
+from torchd_server.metrics import Metrics
+from torchd_server.model import Machinery, ModelVersion, VersionStatus
+from torchd_server.registry import ModelRegistry
+from torchd_server.settings import Limits, ModelSettings, SettingInvalid, check_name, merge_model_settings
+from torchd_server.store import ModelStore, UnpackedModel
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+MOST_LISTED = 100
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterModel:
+    """A register call; None means not given."""
+
+    url: str
+    model_name: str | None = None
+    handler: str | None = None
+    runtime: str | None = None
+    batch_size: int | None = None
+    max_batch_delay_ms: int | None = None
+    initial_workers: int | None = None
+    response_timeout: int | None = None
+    startup_timeout: int | None = None
+    synchronous: bool = True
+    at_startup: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChange:
+    """What a call changed; `done` is false while an asynchronous change goes on."""
+
+    model: str
+    version: str
+    wanted: int
+    ready: int
+    done: bool
+    version_was_given: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """One line of a list."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPage:
+    """One page of a list; `next_token` is None on the last."""
+
+    models: tuple[ModelSummary, ...]
+    next_token: int | None
+
+
+class Management:
+    """Changes which models there are. The order of steps keeps every failure all or nothing."""
+
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        store: ModelStore,
+        machinery: Machinery,
+        metrics: Metrics,
+        defaults: ModelSettings,
+        limits: Limits,
+        api_enabled: bool,
+        workers_at_start: Callable[[], int],
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._machinery = machinery
+        self._metrics = metrics
+        self._defaults = defaults
+        self._limits = limits
+        self._api_enabled = api_enabled
+        self._workers_at_start = workers_at_start
+        self._changes: set[asyncio.Task[Any]] = set()
+
+    async def register(self, call: RegisterModel) -> ModelChange:
+        """Registers a model through the API; a synchronous call that cannot get its workers leaves nothing behind."""
+        if not self._api_enabled:
+            raise errors.ModelApiDisabled
+        return await self._to_the_end(self._register(call))
+
+    async def register_at_start(self, entry: str) -> None:
+        """Registers `name=file` or `file` of the command line; its workers load while the server starts."""
+        name, _, url = entry.rpartition("=")
+        await self._register(RegisterModel(url, name or None, synchronous=False, at_startup=True))
+
+    async def _register(self, call: RegisterModel) -> ModelChange:
+        unpacked = await self._store.fetch(call.url)
+        try:
+            model = self._add(call, unpacked)
+        except BaseException:
+            await self._store.drop(unpacked)
+            raise
+        logger.info("registered", extra={"model": model.name, "version": model.version})
+        if not call.synchronous:
+            return _change(model, done=not model.wanted_workers)
+        failure = await model.settle()
+        if failure is not None:
+            await self._take_back(model)
+            raise failure
+        return _change(model)
+
+    def _add(self, call: RegisterModel, unpacked: UnpackedModel) -> ModelVersion:
+        try:
+            name = check_name("model name", call.model_name or unpacked.model_name)
+            version = check_name("model version", unpacked.version)
+            settings = self._settings(call, unpacked)
+        except SettingInvalid as error:
+            raise errors.BadRequest(str(error)) from error
+        if not settings.handler and not unpacked.handler:
+            raise errors.ArchiveInvalid(f"archive '{call.url}' names no handler; give one with the register call")
+        self._check_room(name)
+        model = ModelVersion(
+            name,
+            version,
+            unpacked,
+            settings,
+            self._machinery,
+            self._metrics.of_model(name, version),
+            self._registry.changed,
+            call.at_startup,
+        )
+        self._registry.add(model)
+        model.scale(settings.min_workers, settings.max_workers)
+        return model
+
+    def _settings(self, call: RegisterModel, unpacked: UnpackedModel) -> ModelSettings:
+        given = {
+            "handler": call.handler,
+            "runtime": call.runtime,
+            "batch_size": call.batch_size,
+            "max_batch_delay_ms": call.max_batch_delay_ms,
+            "response_timeout": call.response_timeout,
+            "startup_timeout": call.startup_timeout,
+        }
+        settings = merge_model_settings(self._defaults, unpacked.config, given)
+        if settings.min_workers:  # model-config.yaml's number stands above the call's, as in TorchServe
+            return settings
+        workers = call.initial_workers
+        if workers is None:
+            workers = self._workers_at_start() if call.at_startup else 0
+        return replace(settings, min_workers=workers, max_workers=max(workers, settings.max_workers))
+
+    def _check_room(self, name: str) -> None:
+        names = self._registry.names()
+        if name not in names and len(names) >= self._limits.models:
+            raise errors.Overloaded(f"{len(names)} models are registered; the limit is {self._limits.models}")
+        if name in names and len(self._registry.versions(name)) >= self._limits.versions_per_model:
+            raise errors.Overloaded(
+                f"model '{name}' has {self._limits.versions_per_model} versions, which is the limit"
+            )
+
+    async def _take_back(self, model: ModelVersion) -> None:
+        # Others may have made it the default, scaled or removed it meanwhile: then it is theirs.
+        try:
+            self._registry.check_removable(model)
+        except errors.DefaultVersionInUse:
+            return
+        if self._registry.is_default(model) or model in self._registry.versions(model.name):
+            self._registry.remove(model)
+            await self._end(model, 0.0)
+
+    async def scale(
+        self, name: str, version: str, min_workers: int | None, max_workers: int | None, synchronous: bool
+    ) -> ModelChange:
+        """Changes the number of workers; surplus ones finish what they run."""
+        least = 1 if min_workers is None else min_workers
+        most = max(least, 0) if max_workers is None else max_workers
+        if least < 0 or most < 0:
+            raise errors.BadRequest(f"min_worker={least}, max_worker={most}: neither may be negative")
+        if most < least:
+            raise errors.BadRequest("max_worker cannot be less than min_worker.")
+        model = self._registry.get(name, version)
+        try:
+            model.scale(least, most)
+        except SettingInvalid as error:
+            raise errors.BadRequest(str(error)) from error
+        if not synchronous:
+            return _change(model, done=False, version_was_given=bool(version))
+        failure = await model.settle()
+        if failure is not None:
+            raise failure
+        return _change(model, version_was_given=bool(version))
+
+    def describe(self, name: str, version: str = "") -> list[VersionStatus]:
+        """One version, the default one, or all of them (`version` "all")."""
+        models = self._registry.versions(name) if version == "all" else [self._registry.get(name, version)]
+        return [model.describe(self._registry.is_default(model)) for model in models]
+
+    def list(self, limit: int, token: int) -> ModelPage:
+        """One page of the models by name; a limit outside 1 to 100 means 100."""
+        size = limit if 0 < limit <= MOST_LISTED else MOST_LISTED
+        first = max(0, token)
+        names = self._registry.names()
+        page = tuple(
+            ModelSummary(name, self._registry.get(name).unpacked.source) for name in names[first : first + size]
+        )
+        return ModelPage(page, first + size if first + size < len(names) else None)
+
+    def set_default(self, name: str, version: str) -> ModelChange:
+        """Makes a version the default."""
+        if not version:
+            raise errors.BadRequest("Parameter model_version is required.")
+        self._registry.set_default(name, version)
+        return _change(self._registry.get(name, version))
+
+    async def unregister(self, name: str, version: str) -> ModelChange:
+        """Removes a version: new requests find nothing at once, accepted ones are answered first."""
+        if not self._api_enabled:
+            raise errors.ModelApiDisabled
+        model = self._registry.get(name, version)
+        self._registry.remove(model)
+        await self._to_the_end(self._end(model, self._limits.unload_grace))
+        logger.info("unregistered", extra={"model": model.name, "version": model.version})
+        return ModelChange(model.name, model.version, 0, 0, True)
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Waits until every model has answered what it accepted, at most `grace_seconds`."""
+        await asyncio.gather(*(model.drain(grace_seconds) for model in self._registry))
+
+    async def stop(self) -> None:
+        """Ends every worker and removes what was unpacked; call `drain` first."""
+        for change in self._changes:
+            change.cancel()
+        models = list(self._registry)
+        await asyncio.gather(*(model.stop(0.0) for model in models))
+        await asyncio.gather(*(self._store.drop(model.unpacked) for model in models))
+
+    async def _to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
+        """Runs a change to its end, also when the client who asked for it has gone: half a change helps nobody."""
+        task = asyncio.get_running_loop().create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
+
+    async def _end(self, model: ModelVersion, grace_seconds: float) -> None:
+        await model.drain(grace_seconds)
+        await model.stop(grace_seconds)
+        await self._store.drop(model.unpacked)
+
+
+def _change(model: ModelVersion, done: bool = True, version_was_given: bool = True) -> ModelChange:
+    return ModelChange(model.name, model.version, model.wanted_workers, model.ready_workers, done, version_was_given)

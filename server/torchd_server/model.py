@@ -1,0 +1,287 @@
+"""One version of a model: its settings, its queue and its workers, and the door requests come in by."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from torchd_protos.frames import Call, Load
+from torchd_server import errors
+from torchd_server.accelerators.cpu import ThreadBudget
+from torchd_server.accelerators.ledger import DeviceLedger
+from torchd_server.batching.policy import BatchPolicy
+from torchd_server.batching.queues import Fifo
+from torchd_server.batching.waits import WAITS
+from torchd_server.clock import Clock
+from torchd_server.metrics import ModelMetrics
+from torchd_server.placement.base import Placement, WorkerSpec
+from torchd_server.pool import WorkerFailure, WorkerPool
+from torchd_server.request import Request
+from torchd_server.settings import ModelSettings
+from torchd_server.store import UnpackedModel
+from torchd_server.worker import Worker, WorkerPlan
+
+_numbers = itertools.count(1)
+
+
+class ModelState(enum.Enum):
+    """Whether a version can answer."""
+
+    IDLE = "idle"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker as an operator sees it. `memory_bytes` is resident memory."""
+
+    name: str
+    state: str
+    started_at: datetime | None
+    pid: int
+    memory_bytes: int
+    gpu: int | None
+    threads: int
+    running: int
+    progress: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """One version as an operator sees it."""
+
+    name: str
+    version: str
+    source: str
+    settings: ModelSettings
+    state: ModelState
+    is_default: bool
+    loaded_at_startup: bool
+    workers: tuple[WorkerStatus, ...]
+    pending: int
+    remaining: int
+    last_failure: WorkerFailure | None
+
+
+@dataclass(frozen=True, slots=True)
+class Machinery:
+    """What every model version is built from; made once in daemon.py."""
+
+    placement: Placement
+    threads: ThreadBudget
+    devices: DeviceLedger
+    clock: Clock
+    # A Load with everything that is the same for all models.
+    load: Load
+    plan: Callable[[WorkerSpec, Load, ModelSettings], WorkerPlan]
+    unload_grace_seconds: float
+
+
+class ModelVersion:
+    """One registered version."""
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        unpacked: UnpackedModel,
+        settings: ModelSettings,
+        machinery: Machinery,
+        metrics: ModelMetrics,
+        on_change: Callable[[], None],
+        loaded_at_startup: bool = False,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.unpacked = unpacked
+        self.settings = settings
+        self.loaded_at_startup = loaded_at_startup
+        self._machinery = machinery
+        self._metrics = metrics
+        self._on_change = on_change
+        self._policy = BatchPolicy(
+            Fifo(),
+            settings.batch_size,
+            settings.job_queue_size,
+            WAITS[settings.batch_wait](settings.max_batch_delay_ms / 1000),
+            machinery.clock,
+        )
+        self._pool = WorkerPool(self._make_worker, machinery.unload_grace_seconds, self._changed)
+        self._draining = False
+        self._unfinished: set[Request] = set()
+        self._nothing_left = asyncio.Event()
+        metrics.queue_depth.set_function(lambda: self._policy.depth)
+
+    @property
+    def state(self) -> ModelState:
+        """Whether it can answer."""
+        if self._draining:
+            return ModelState.DRAINING
+        if self._pool.ready:
+            return ModelState.READY
+        if self._pool.given_up is not None:
+            return ModelState.FAILED
+        return ModelState.LOADING if self._pool.wanted else ModelState.IDLE
+
+    @property
+    def wanted_workers(self) -> int:
+        """Workers that should be there."""
+        return self._pool.wanted
+
+    @property
+    def ready_workers(self) -> int:
+        """Workers that can take a batch."""
+        return self._pool.ready
+
+    @property
+    def unfinished(self) -> int:
+        """Requests accepted and not yet answered."""
+        return len(self._unfinished)
+
+    def submit(self, call: Call) -> Request:
+        """Accepts a request, or refuses it at once: QueueFull, NoWorker, ModelFailed, Draining."""
+        if self._draining:
+            raise errors.Draining(f"model '{self.name}' version {self.version}")
+        if self._pool.given_up is not None:
+            raise self._failed(self._pool.given_up)
+        if not self._pool.wanted:
+            raise errors.NoWorker(self.name, self.version)
+        if not self._policy.room:  # before a request exists: a refusal costs nothing
+            self._metrics.outcome("QueueFull")
+            raise errors.QueueFull(self.name, self.version, self.settings.job_queue_size)
+        request = Request(
+            call, next(_numbers), self.settings.response_timeout, self._machinery.clock, self._request_done
+        )
+        self._unfinished.add(request)
+        self._policy.put(request)
+        return request
+
+    def scale(self, min_workers: int, max_workers: int) -> None:
+        """Starts workers up to the least wanted, or lets go those above the most."""
+        self.settings = replace(self.settings, min_workers=min_workers, max_workers=max_workers)
+        self._pool.scale(min(max(self._pool.wanted, min_workers), max_workers))
+        if not self._pool.wanted:
+            self._answer_waiting(errors.NoWorker(self.name, self.version))
+
+    async def settle(self) -> errors.TorchdError | None:
+        """Waits until every wanted worker is ready (None), or one has failed (its error)."""
+        return await self._pool.settle()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Refuses new requests and waits until the accepted ones are answered, at most `grace_seconds`."""
+        self._draining = True
+        self._on_change()
+        if self._pool.ready == 0 and self._pool.given_up is not None:
+            self._answer_waiting(errors.Draining(f"model '{self.name}'"))
+        if self._unfinished:
+            self._nothing_left.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_seconds):
+                    await self._nothing_left.wait()
+        for request in list(self._unfinished):
+            request.finish(errors.Draining(f"model '{self.name}'"))
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Ends its workers; call `drain` first."""
+        self._draining = True
+        await self._pool.stop(grace_seconds)
+        self._metrics.forget()
+
+    def describe(self, is_default: bool) -> VersionStatus:
+        """What an operator sees."""
+        workers = [self._worker_status(worker) for worker in self._pool.workers()]
+        workers += [WorkerStatus("", "back_off", None, 0, 0, None, 0, 0, "")] * self._pool.resting
+        return VersionStatus(
+            self.name,
+            self.version,
+            self.unpacked.source,
+            self.settings,
+            self.state,
+            is_default,
+            self.loaded_at_startup,
+            tuple(workers),
+            self._policy.depth,
+            self._policy.room,
+            self._pool.last_failure,
+        )
+
+    def _worker_status(self, worker: Worker) -> WorkerStatus:
+        return WorkerStatus(
+            worker.name,
+            worker.state.value,
+            worker.started_at,
+            worker.pid,
+            _resident_bytes(worker.pid),
+            worker.plan.load.gpu_id,
+            worker.threads,
+            worker.running,
+            worker.progress,
+        )
+
+    def _make_worker(self) -> Worker:
+        machinery = self._machinery
+        holder = object()
+        gpu = None if self.settings.device_type == "cpu" else machinery.devices.borrow(holder, self.settings.device_ids)
+        load = replace(
+            machinery.load,
+            model=self.name,
+            version=self.version,
+            directory=str(self.unpacked.directory),
+            handler=self.settings.handler or self.unpacked.handler,
+            device_type="cpu" if gpu is None else "gpu",
+            gpu_id=gpu,
+            batch_size=self.settings.batch_size,
+            manifest_json=self.unpacked.manifest_json,
+            config_json=self.unpacked.config_json,
+        )
+        spec = WorkerSpec(f"{self.name}/{self.version}", 0, self.unpacked.directory)
+        worker = Worker(
+            machinery.plan(spec, load, self.settings),
+            machinery.placement,
+            self._policy,
+            machinery.threads,
+            self._metrics,
+            machinery.clock,
+            self._pool.changed,
+        )
+        worker.dead.add_done_callback(lambda _: machinery.devices.give_back(holder))
+        return worker
+
+    def _changed(self) -> None:
+        states = [worker.state.value for worker in self._pool.workers()] + ["back_off"] * self._pool.resting
+        self._metrics.worker_states(states)
+        if self._pool.given_up is not None and not self._pool.ready:
+            self._answer_waiting(self._failed(self._pool.given_up))
+        self._on_change()
+
+    def _failed(self, failure: WorkerFailure) -> errors.ModelFailed:
+        return errors.ModelFailed(self.name, self.version, str(failure.error))
+
+    def _answer_waiting(self, error: errors.TorchdError) -> None:
+        for request in self._policy.waiting():
+            request.finish(error)
+
+    def _request_done(self, request: Request) -> None:
+        self._unfinished.discard(request)
+        self._metrics.outcome("ok" if request.error is None else type(request.error).__name__)
+        self._metrics.total_seconds(request.replied_at - request.received_at)
+        if not self._unfinished:
+            self._nothing_left.set()
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

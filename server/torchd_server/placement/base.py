@@ -1,0 +1,67 @@
+"""What the daemon asks of a place where workers run."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker process needs to exist."""
+
+    name: str
+    incarnation: int
+    directory: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: its exit code, or the signal that killed it as a negative number."""
+
+    code: int
+
+    def __str__(self) -> str:
+        """In words."""
+        if self.code >= 0:
+            return f"exited with status {self.code}"
+        return f"was killed by {_signal_name(-self.code)}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class WorkerProcess(Protocol):
+    """A started worker process."""
+
+    pid: int
+    # Our end of the worker's socket; the link takes it over.
+    socket: socket.socket
+    # How it ended, once it has and was reaped.
+    exited: asyncio.Future[Exit]
+
+    def kill(self) -> None:
+        """Ends it and every process of its session, whatever they are doing."""
+
+    def dump_stacks(self) -> None:
+        """Asks it to write its threads' stacks to its standard error."""
+
+    def close(self) -> None:
+        """Gives back what belongs to it, once it has ended."""
+
+
+class Placement(Protocol):
+    """A place where workers run."""
+
+    async def launch(self, spec: WorkerSpec, output: Callable[[str, str], None]) -> WorkerProcess:
+        """Starts a process; `output` is given each line it writes, after the stream's name."""

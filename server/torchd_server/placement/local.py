@@ -1,0 +1,145 @@
+"""Workers as processes of this machine: one end of a socketpair inherited, a session of their own, no path, no port.
+
+A worker dies with the daemon whatever kills it: it asks the kernel for SIGKILL when its parent ends (which counts from
+the thread that spawned it, so workers are spawned from the main thread only), and it leaves at the end of its socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import IO
+
+from torchd_server.faults import fault
+from torchd_server.placement.base import Exit, WorkerSpec
+
+LINE_BYTES = 8 * 1024
+SOCKET_BUFFER_BYTES = 1024 * 1024
+Output = Callable[[str, str], None]
+
+
+class LocalPlacement:
+    """Starts workers here."""
+
+    def __init__(self, environment: Mapping[str, str], allowed: str | None) -> None:
+        pattern = re.compile(allowed) if allowed is not None else None
+        self._environment = {
+            name: value for name, value in environment.items() if pattern is None or pattern.fullmatch(name)
+        }
+
+    async def launch(self, spec: WorkerSpec, output: Output) -> LocalProcess:
+        """Starts one worker; must run in the main thread."""
+        fault("worker.spawn")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+            ours.setblocking(False)
+            process = subprocess.Popen(  # noqa: ASYNC220 - a vfork of a millisecond; only the main thread may spawn
+                [sys.executable, "-P", "-m", "torchd_workers", *_arguments(spec, theirs.fileno())],
+                cwd=spec.directory,
+                env={**self._environment, **_import_paths(self._environment), **spec.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        started = LocalProcess(process, ours)
+        await started.read_output(output)
+        return started
+
+
+def _arguments(spec: WorkerSpec, fd: int) -> list[str]:
+    numbers = {"fd": fd, "incarnation": spec.incarnation, "rank": 0, "parent": os.getpid()}
+    return [word for name, number in numbers.items() for word in (f"--{name}", str(number))]
+
+
+def _import_paths(environment: Mapping[str, str]) -> dict[str, str]:
+    """The daemon's PYTHONPATH with relative entries made absolute: a worker starts in its model's directory."""
+    entries = [os.path.abspath(entry) for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return {"PYTHONPATH": os.pathsep.join(entries)} if entries else {}
+
+
+class LocalProcess:
+    """One worker process of this machine, watched through its pidfd: never confused with another of the same number."""
+
+    def __init__(self, process: subprocess.Popen[bytes], ours: socket.socket) -> None:
+        self.pid = process.pid
+        self.socket = ours
+        self._process = process
+        self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._pipes: list[asyncio.ReadTransport] = []
+        self._pidfd = os.pidfd_open(process.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._exited)
+
+    def kill(self) -> None:
+        """SIGKILL to the whole session: what the worker forked goes with it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def dump_stacks(self) -> None:
+        """The worker's runtime has registered its stack dump on SIGUSR2."""
+        if not self.exited.done():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGUSR2)
+
+    def close(self) -> None:
+        """Ends what its children still hold: the pipes."""
+        for pipe in self._pipes:
+            pipe.close()
+
+    async def read_output(self, output: Output) -> None:
+        """Drains its standard output and error from now on."""
+        for name in ("stdout", "stderr"):
+            pipe: IO[bytes] = getattr(self._process, name)
+            lines = partial(_Lines, name, output)
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(lines, pipe)
+            self._pipes.append(transport)
+
+    def _exited(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        # Until it is reaped its number cannot be used again: what it left in its session dies with it, nobody else.
+        self.kill()
+        code = self._process.wait()  # it has exited: this reaps and does not wait
+        os.close(self._pidfd)
+        if not self.exited.cancelled():
+            self.exited.set_result(Exit(code))
+
+
+class _Lines(asyncio.Protocol):
+    """Cuts a worker's output into lines of bounded length."""
+
+    def __init__(self, stream: str, output: Output) -> None:
+        self._stream = stream
+        self._output = output
+        self._rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LINE_BYTES:  # a line without an end is cut, not collected
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            self._tell(line)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._rest:
+            self._tell(self._rest)
+            self._rest = b""
+
+    def _tell(self, line: bytes) -> None:
+        self._output(self._stream, line[:LINE_BYTES].decode("utf-8", "replace").rstrip("\r"))

@@ -1,0 +1,170 @@
+"""The workers of one model version: as many as are wanted, started again when they die, given up if they only fail."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from torchd_server import errors
+from torchd_server.worker import Worker, WorkerState
+
+logger = logging.getLogger(__name__)
+
+# This many deaths in a row without one successful answer, and nobody ready: the model has failed.
+FAILURES_BEFORE_GIVING_UP = 5
+BACK_OFF_FIRST_SECONDS = 0.5
+BACK_OFF_MOST_SECONDS = 60.0
+JITTER = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFailure:
+    """Why a worker ended. `stderr` goes on being filled for a moment: the last words of a process arrive after it."""
+
+    worker: str
+    at: datetime
+    error: errors.TorchdError
+    stderr: deque[str]
+
+
+class _Slot:
+    """One wanted worker: the living one, or the pause before the next."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.worker: Worker | None = None
+        self.leaving = False
+        self.task: asyncio.Task[None] | None = None
+
+
+class WorkerPool:
+    """Keeps `wanted` workers alive."""
+
+    def __init__(
+        self, make_worker: Callable[[], Worker], unload_grace_seconds: float, on_change: Callable[[], None]
+    ) -> None:
+        self.last_failure: WorkerFailure | None = None
+        self.given_up: WorkerFailure | None = None
+        self._make_worker = make_worker
+        self._grace_seconds = unload_grace_seconds
+        self._on_change = on_change
+        self._slots: list[_Slot] = []
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._failures = 0
+        self._numbers = itertools.count(1)
+        self._changed: asyncio.Event = asyncio.Event()
+
+    @property
+    def wanted(self) -> int:
+        """Workers that should be there."""
+        return len(self._slots)
+
+    @property
+    def ready(self) -> int:
+        """Workers that can take a batch."""
+        return sum(worker.state is WorkerState.READY for worker in self.workers())
+
+    @property
+    def resting(self) -> int:
+        """Wanted workers that are dead and wait for their next start."""
+        return sum(slot.worker is None for slot in self._slots)
+
+    def workers(self) -> list[Worker]:
+        """The living workers, in the order of their slots."""
+        return [slot.worker for slot in self._slots if slot.worker is not None]
+
+    def scale(self, wanted: int) -> None:
+        """Sets the wanted number: new workers start, surplus ones finish and leave; a failed pool tries anew."""
+        if self.given_up is not None:
+            self.given_up = None
+            self._failures = 0
+            for slot in self._slots:
+                self._open(slot)
+        while len(self._slots) < wanted:
+            slot = _Slot(next(self._numbers))
+            self._slots.append(slot)
+            self._open(slot)
+        while len(self._slots) > wanted:
+            self._dismiss(self._slots.pop())
+        self.changed()
+
+    async def settle(self) -> errors.TorchdError | None:
+        """Waits until every wanted worker is ready (None), or one has failed (its error)."""
+        failure = self.last_failure
+        while self.ready < self.wanted:
+            if self.last_failure is not failure and self.last_failure is not None:
+                return self.last_failure.error
+            if self.given_up is not None:
+                return self.given_up.error
+            self._changed.clear()
+            await self._changed.wait()
+        return None
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Dismisses every worker; returns when their processes are gone."""
+        self._grace_seconds = grace_seconds
+        while self._slots:
+            self._dismiss(self._slots.pop())
+        while self._leaving:
+            await asyncio.wait(self._leaving)
+
+    def changed(self) -> None:
+        """Something about a worker changed: wakes who waits for it."""
+        self._changed.set()
+        self._on_change()
+
+    def _open(self, slot: _Slot) -> None:
+        slot.task = asyncio.get_running_loop().create_task(self._keep(slot), name=f"keep worker slot {slot.number}")
+
+    def _dismiss(self, slot: _Slot) -> None:
+        slot.leaving = True
+        task = asyncio.get_running_loop().create_task(self._let_go(slot), name=f"stop worker slot {slot.number}")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _let_go(self, slot: _Slot) -> None:
+        if slot.worker is not None:
+            await slot.worker.stop(self._grace_seconds)
+        if slot.task is not None:
+            slot.task.cancel()  # it may be resting between two starts
+            await asyncio.wait([slot.task])
+
+    async def _keep(self, slot: _Slot) -> None:
+        """Runs one worker after the other in this slot, until it is dismissed or the pool gives up."""
+        while not slot.leaving and self.given_up is None:
+            slot.worker = worker = self._make_worker()
+            try:
+                await worker.start()
+            except errors.TorchdError as error:
+                logger.debug("worker %s did not start: %s", worker.name, error)
+            await asyncio.wait([worker.dead])
+            if slot.leaving:
+                return
+            slot.worker = None
+            self._note_failure(worker, worker.dead.result())
+            if self.given_up is None:
+                await asyncio.sleep(self._back_off())
+
+    def _note_failure(self, worker: Worker, error: errors.TorchdError) -> None:
+        self._failures = 1 if worker.has_answered else self._failures + 1
+        self.last_failure = WorkerFailure(worker.name, datetime.now(UTC), error, worker.stderr)
+        trace = getattr(error, "traceback", "")
+        identity = {"model": worker.plan.load.model, "version": worker.plan.load.version, "worker": worker.name}
+        logger.error("worker failed: %s%s", error, f"\n{trace}" if trace else "", extra=identity)
+        if self._failures >= FAILURES_BEFORE_GIVING_UP and self.ready == 0:
+            self.given_up = self.last_failure
+            logger.error("given up after %d failures in a row", self._failures, extra=identity)
+        self.changed()
+
+    def _back_off(self) -> float:
+        """Nothing after the first failure, then 0.5 s, doubled up to a minute, with jitter so that models spread."""
+        if self._failures <= 1:
+            return 0.0
+        seconds = min(BACK_OFF_MOST_SECONDS, BACK_OFF_FIRST_SECONDS * 2.0 ** (self._failures - 2))
+        return seconds * random.uniform(1 - JITTER, 1 + JITTER)

@@ -1,0 +1,196 @@
+"""One request and its whole life. It has one owner at a time, and `finish` is the only way out.
+
+    RECEIVED --put--> QUEUED --sent--> SENT --finish--> DONE
+        \\______________ finish _______________________^   (refused, cancelled, expired: from any state)
+
+Whoever holds the request when it is finished from outside is told by `release`: the queue forgets it, the worker sends
+Cancel. `finish` is idempotent: the first outcome stands, so a request is answered exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import Protocol
+
+from torchd_protos.frames import Call, Reply
+from torchd_server.clock import Clock, Timer
+from torchd_server.errors import Cancelled, DeadlineExceeded, DeadlineInQueue, TorchdError
+
+
+class State(enum.Enum):
+    """Where a request is in its life."""
+
+    RECEIVED = "received"
+    QUEUED = "queued"
+    SENT = "sent"
+    DONE = "done"
+
+
+class Owner(Protocol):
+    """Who holds a request: a queue or a worker."""
+
+    def release(self, request: Request) -> None:
+        """The request is done: forget it, and stop the work on it."""
+
+    def credit(self, request: Request, size: int) -> None:
+        """The client has taken `size` bytes of a streamed answer."""
+
+
+class Request:
+    """A call on its way to an answer. `number` is its identity inside; the client's request id is never a key."""
+
+    __slots__ = (
+        "_clock",
+        "_on_done",
+        "_owner",
+        "_replies",
+        "_timer",
+        "_waiter",
+        "call",
+        "client_deadline",
+        "deadline",
+        "error",
+        "number",
+        "received_at",
+        "replied_at",
+        "response_timeout",
+        "sent_at",
+        "state",
+    )
+
+    def __init__(
+        self,
+        call: Call,
+        number: int,
+        response_timeout: float,
+        clock: Clock,
+        on_done: Callable[[Request], None],
+    ) -> None:
+        self.call = call
+        self.number = number
+        self.response_timeout = response_timeout
+        self.state = State.RECEIVED
+        self.error: TorchdError | None = None
+        self.received_at = clock.time()
+        self.sent_at = 0.0
+        self.replied_at = 0.0
+        # The client's own deadline counts for the whole answer; the model's timeout for each chunk of a streamed one.
+        self.client_deadline = self.received_at + call.timeout_ms / 1000 if call.timeout_ms else float("inf")
+        self.deadline = min(self.client_deadline, self.received_at + response_timeout)
+        self._clock = clock
+        self._on_done = on_done
+        self._owner: Owner | None = None
+        self._replies: deque[Reply] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: Timer | None = clock.call_at(self.deadline, self._expire)
+
+    def queued(self, owner: Owner) -> None:
+        """It waits, held by `owner`."""
+        self._move(State.QUEUED, owner)
+
+    def sent(self, owner: Owner) -> None:
+        """It is with a worker, held by `owner`."""
+        self.sent_at = self._clock.time()
+        self._move(State.SENT, owner)
+
+    def _move(self, state: State, owner: Owner) -> None:
+        if self.state is State.DONE:
+            raise RuntimeError(f"request {self.number} is done and cannot become {state.value}")
+        self.state = state
+        self._owner = owner
+
+    def reply(self, reply: Reply) -> None:
+        """One more piece of the answer; the last one (`more` false) finishes the request."""
+        if self.state is State.DONE:
+            return
+        self._replies.append(reply)
+        if not reply.more:
+            self.finish()
+            return
+        self._extend_deadline()
+        self._wake()
+
+    def finish(self, error: TorchdError | None = None) -> None:
+        """The outcome: answered, or `error`. Only the first call counts."""
+        if self.state is State.DONE:
+            return
+        self.state = State.DONE
+        self.error = error
+        self.replied_at = self._clock.time()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.release(self)
+        self._on_done(self)
+        self._wake()
+
+    async def answer(self) -> list[Reply]:
+        """The whole answer at once; raises the outcome's error. Leaving early cancels the request."""
+        taken: list[Reply] = []
+        try:
+            while True:
+                while self._replies:
+                    taken.append(self._take())
+                if self.state is State.DONE:
+                    if self.error is not None:
+                        raise self.error
+                    return taken
+                await self._wait()
+        finally:
+            self.cancel()
+
+    async def replies(self) -> AsyncGenerator[Reply, None]:
+        """The answer piece by piece, as it comes; raises the outcome's error. Leaving early cancels the request."""
+        try:
+            while True:
+                while self._replies:
+                    yield self._take()
+                if self.state is State.DONE:
+                    if self.error is not None:
+                        raise self.error
+                    return
+                await self._wait()
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more."""
+        if self.state is not State.DONE:
+            self.finish(Cancelled("the client has gone"))
+
+    def _take(self) -> Reply:
+        reply = self._replies.popleft()
+        if reply.more and self._owner is not None:
+            self._owner.credit(self, len(reply.body))
+        return reply
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _extend_deadline(self) -> None:
+        self.deadline = min(self.client_deadline, self._clock.time() + self.response_timeout)
+
+    def _expire(self) -> None:
+        if self._clock.time() < self.deadline:  # a streamed answer has moved it
+            self._timer = self._clock.call_at(self.deadline, self._expire)
+            return
+        waited = self._clock.time() - self.received_at
+        if self.state is State.SENT:
+            self.finish(DeadlineExceeded(f"the deadline passed after {waited:.3f} s, while the model was running"))
+        else:
+            self.finish(
+                DeadlineInQueue(f"the deadline passed after {waited:.3f} s in the queue; the request was not run")
+            )

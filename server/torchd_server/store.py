@@ -1,0 +1,165 @@
+"""The model store: archives by name in one directory, unpacked one folder each in a scratch directory of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchd_archiver import mar
+from torchd_archiver.errors import ArchiveInvalid as MarInvalid
+from torchd_server import errors
+from torchd_server.faults import fault
+
+CONFIG_BYTES = 256 * 1024
+CONFIG_ALIASES = 50
+ARCHIVE_SUFFIXES = (".mar", ".tar.gz", ".tgz")
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackedModel:
+    """An archive ready to be loaded. `source` is the name it was asked for by."""
+
+    source: str
+    directory: Path
+    model_name: str
+    version: str
+    handler: str
+    runtime: str
+    config: Mapping[str, Any]
+    manifest_json: str
+    # False where the archive is a folder of the store itself, which is served in place.
+    is_ours: bool
+
+    @property
+    def config_json(self) -> str:
+        """model-config.yaml as the worker is told it."""
+        return json.dumps(self.config, default=str)
+
+
+class ModelStore:
+    """Finds archives and unpacks them."""
+
+    def __init__(self, directory: Path | None, scratch: Path) -> None:
+        self._directory = directory
+        self._scratch = scratch
+        self._numbers = itertools.count(1)
+
+    def names(self) -> list[str]:
+        """Every archive there is, in order of its name."""
+        if self._directory is None:
+            return []
+        return sorted(entry.name for entry in self._directory.iterdir() if self._is_archive(entry))
+
+    async def fetch(self, url: str) -> UnpackedModel:
+        """Unpacks the archive of this name; raises ArchiveNotFound, UrlNotAllowed or ArchiveInvalid."""
+        path = self._find(url)
+        destination = self._scratch / str(next(self._numbers))
+        try:
+            return await asyncio.to_thread(_unpack, url, path, destination)
+        except MarInvalid as error:
+            raise errors.ArchiveInvalid(str(error)) from error
+        except OSError as error:
+            raise errors.ArchiveInvalid(f"archive '{url}' cannot be read: {error.strerror or error}") from error
+
+    async def drop(self, model: UnpackedModel) -> None:
+        """Removes what `fetch` unpacked."""
+        if model.is_ours:
+            await asyncio.to_thread(shutil.rmtree, model.directory, ignore_errors=True)
+
+    def _find(self, url: str) -> Path:
+        if not url:
+            raise errors.BadRequest("Parameter url is required.")
+        if self._directory is None:
+            raise errors.ArchiveNotFound("Model store has not been configured; start with --model-store DIRECTORY.")
+        if "://" in url:
+            raise errors.UrlNotAllowed(
+                f"Given URL {url} does not match any allowed URL(s); put the archive into the model store"
+            )
+        if ".." in url.split("/") or "\\" in url or "\0" in url:
+            raise errors.ArchiveNotFound(f"Relative path is not allowed in url: {url}")
+        if "/" in url.rstrip("/"):
+            raise errors.UrlNotAllowed(f"'{url}' is a path; give the name of a file in the model store")
+        path = self._directory / url.rstrip("/")
+        if path.is_symlink() and self._directory.resolve() not in path.resolve().parents:
+            raise errors.UrlNotAllowed(f"'{url}' is a link out of the model store")
+        if not path.exists():
+            known = ", ".join(self.names()[:10]) or "nothing"
+            raise errors.ArchiveNotFound(f"Model not found at: {url} (the model store has {known})")
+        return path
+
+    def _is_archive(self, entry: Path) -> bool:
+        if entry.is_dir():
+            return (entry / "MAR-INF").is_dir()
+        return entry.name.endswith(ARCHIVE_SUFFIXES)
+
+
+def _unpack(url: str, path: Path, destination: Path) -> UnpackedModel:
+    fault("store.unpack")
+    with mar.open_archive(path) as archive:
+        directory = archive.unpack(destination)
+        manifest = archive.manifest
+    is_ours = directory == destination
+    try:
+        config = _read_config(directory, manifest.config_file)
+    except errors.ArchiveInvalid:
+        if is_ours:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
+    return UnpackedModel(
+        source=url,
+        directory=directory,
+        model_name=manifest.model_name or "",
+        version=manifest.model_version or "1.0",
+        handler=manifest.handler or "",
+        runtime=manifest.runtime or "python",
+        config=config,
+        manifest_json=json.dumps(dict(manifest.raw)),
+        is_ours=is_ours,
+    )
+
+
+def _read_config(directory: Path, name: str | None) -> Mapping[str, Any]:
+    """model-config.yaml as a mapping; what it may cost to read is bounded."""
+    if name is None:
+        return {}
+    path = directory / Path(name).name
+    try:
+        document = path.read_bytes()
+    except OSError as error:
+        raise errors.ArchiveInvalid(
+            f"the manifest names config file '{name}', which cannot be read: {error}"
+        ) from error
+    if len(document) > CONFIG_BYTES:
+        raise errors.ArchiveInvalid(f"config file '{name}' has {len(document)} bytes; at most {CONFIG_BYTES} will do")
+    try:
+        config = yaml.load(document, _BoundedLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise errors.ArchiveInvalid(f"config file '{name}' is not YAML: {error}") from error
+    if config is None:
+        return {}
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
+        raise errors.ArchiveInvalid(f"config file '{name}' must be a mapping of names to values")
+    return config
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """PyYAML's safe loader with a cap on aliases: a few of them can stand for gigabytes."""
+
+    def __init__(self, stream: bytes) -> None:
+        super().__init__(stream)
+        self._aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            self._aliases += 1
+            if self._aliases > CONFIG_ALIASES:
+                raise yaml.YAMLError(f"more than {CONFIG_ALIASES} aliases")
+        return super().compose_node(parent, index)

@@ -1,0 +1,1 @@
+"""What clients speak to: gRPC and REST. A surface only translates; decisions are made below."""

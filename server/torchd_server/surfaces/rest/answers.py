@@ -1,0 +1,74 @@
+"""What every REST answer has in common: TorchServe's headers, its JSON documents, its error shape."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from torchd_server import errors
+from torchd_server.surfaces.rest.http1 import HttpRequest, HttpResponse
+from torchd_server.surfaces.status import http_status_of, row_of
+from torchd_server.torchserve import words
+
+logger = logging.getLogger(__name__)
+JSON = ("content-type", "application/json")
+# On every answer, as TorchServe has them (reference section 2.5).
+COMMON_HEADERS = (
+    ("Pragma", "no-cache"),
+    ("Cache-Control", "no-cache; no-store, must-revalidate, private"),
+    ("Expires", "Thu, 01 Jan 1970 00:00:00 UTC"),
+)
+_TYPES = {404: "ResourceNotFoundException", 405: "MethodNotAllowedException", 400: "BadRequestException"}
+NOT_FOUND = "Requested resource is not found, please refer to API document."
+NOT_ALLOWED = "Requested method is not allowed, please refer to API document."
+
+
+def answer(
+    status: int,
+    body: bytes | AsyncIterator[bytes],
+    headers: tuple[tuple[str, str], ...] = (),
+    request_id: str | None = None,
+    reason: str | None = None,
+) -> HttpResponse:
+    """An answer with the common headers."""
+    identity = ("x-request-id", request_id or str(uuid.uuid4()))
+    return HttpResponse(status, (*headers, identity, *COMMON_HEADERS), body, reason)
+
+
+def document(status: int, value: Any) -> HttpResponse:
+    """A JSON document."""
+    return answer(status, words.document(value).encode(), (JSON,))
+
+
+def refusal(status: int, message: str, type_name: str | None = None, request_id: str | None = None) -> HttpResponse:
+    """An error in TorchServe's shape; also what the HTTP server itself refuses with."""
+    body = words.document({"code": status, "type": type_name or _TYPES.get(status, "HttpError"), "message": message})
+    return answer(status, body.encode(), (JSON,), request_id)
+
+
+def error_answer(error: Exception, request_id: str | None = None) -> HttpResponse:
+    """The answer an error has; what is not ours to tell stays in the log."""
+    if not isinstance(error, errors.TorchdError):
+        logger.error("internal error", exc_info=error)
+    row = row_of(error)
+    response = refusal(http_status_of(error), row.sentence(error), row.type, request_id)
+    retry = error.retry_after_seconds if isinstance(error, errors.TorchdError) else None
+    headers = () if retry is None else (("Retry-After", str(max(1, round(retry)))),)
+    response.headers = (*response.headers, ("x-torchd-reason", row.reason), *headers)
+    return response
+
+
+def answers_errors(
+    handle: Callable[[HttpRequest], Awaitable[HttpResponse]],
+) -> Callable[[HttpRequest], Awaitable[HttpResponse]]:
+    """The door of the REST surface: every error leaves as an answer."""
+
+    async def door(request: HttpRequest) -> HttpResponse:
+        try:
+            return await handle(request)
+        except Exception as error:
+            return error_answer(error)
+
+    return door

@@ -1,0 +1,174 @@
+"""The only file with codes: one row per error class, gRPC and HTTP side by side.
+
+A client programs against `reason`, which is stable and machine-readable (google.rpc.ErrorInfo, AIP-193); where a retry
+makes sense, google.rpc.RetryInfo says after how long. REST answers TorchServe's code, type and, where it has one,
+TorchServe's sentence.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from torchd_server import errors
+
+logger = logging.getLogger(__name__)
+DOMAIN = "torchd"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one error class is called outside."""
+
+    grpc: int
+    reason: str
+    http: int
+    # TorchServe's name of the error, in the REST document's "type".
+    type: str
+    # TorchServe's sentence where it has one, else ours.
+    sentence: Callable[[Any], str] = str
+
+
+def _no_worker_sentence(error: errors.NoWorker | errors.QueueFull) -> str:
+    return (
+        f'Model "{error.model}" has no worker to serve inference request. Please use scale workers API to add workers. '
+        "If this is a sequence inference, please check if it is closed, or expired; "
+        "or exceeds maxSequenceJobQueueSize"
+    )
+
+
+_C = code_pb2
+TABLE: dict[type[Exception], Row] = {
+    errors.BadRequest: Row(_C.INVALID_ARGUMENT, "BAD_REQUEST", 400, "BadRequestException"),
+    errors.ModelNotFound: Row(
+        _C.NOT_FOUND, "MODEL_NOT_FOUND", 404, "ModelNotFoundException", lambda e: f"Model not found: {e.model}"
+    ),
+    errors.VersionNotFound: Row(
+        _C.NOT_FOUND,
+        "VERSION_NOT_FOUND",
+        404,
+        "ModelVersionNotFoundException",
+        lambda e: f"Model version: {e.version} does not exist for model: {e.model}",
+    ),
+    errors.UrlNotAllowed: Row(_C.PERMISSION_DENIED, "URL_NOT_ALLOWED", 404, "ModelNotFoundException"),
+    errors.ArchiveNotFound: Row(_C.NOT_FOUND, "ARCHIVE_NOT_FOUND", 404, "ModelNotFoundException"),
+    errors.ArchiveInvalid: Row(_C.INVALID_ARGUMENT, "BAD_ARCHIVE", 400, "InvalidModelException"),
+    errors.ModelExists: Row(_C.ALREADY_EXISTS, "MODEL_EXISTS", 409, "ConflictStatusException"),
+    errors.DefaultVersionInUse: Row(
+        _C.FAILED_PRECONDITION,
+        "DEFAULT_VERSION",
+        403,
+        "InvalidModelVersionException",
+        lambda e: f"Cannot remove default version for model {e.model}",
+    ),
+    errors.ModelApiDisabled: Row(
+        _C.PERMISSION_DENIED,
+        "MODEL_API_DISABLED",
+        405,
+        "MethodNotAllowedException",
+        lambda e: "Requested method is not allowed, please refer to API document.",
+    ),
+    errors.QueueFull: Row(
+        _C.RESOURCE_EXHAUSTED,
+        "QUEUE_FULL",
+        503,
+        "ServiceUnavailableException",
+        lambda e: f"{_no_worker_sentence(e)} ({e})",
+    ),
+    errors.Overloaded: Row(_C.RESOURCE_EXHAUSTED, "OVERLOADED", 503, "ServiceUnavailableException"),
+    errors.NoWorker: Row(_C.UNAVAILABLE, "NO_WORKER", 503, "ServiceUnavailableException", _no_worker_sentence),
+    errors.ModelLoading: Row(_C.UNAVAILABLE, "MODEL_LOADING", 503, "ServiceUnavailableException"),
+    errors.Draining: Row(_C.UNAVAILABLE, "DRAINING", 503, "ServiceUnavailableException"),
+    errors.ModelFailed: Row(_C.FAILED_PRECONDITION, "MODEL_FAILED", 503, "ServiceUnavailableException"),
+    errors.OutOfMemory: Row(_C.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", 507, "InternalServerException"),
+    errors.LoadFailed: Row(_C.FAILED_PRECONDITION, "LOAD_FAILED", 500, "InternalServerException"),
+    errors.DeadlineInQueue: Row(_C.DEADLINE_EXCEEDED, "DEADLINE_IN_QUEUE", 504, "DeadlineExceeded"),
+    errors.DeadlineExceeded: Row(_C.DEADLINE_EXCEEDED, "DEADLINE", 504, "DeadlineExceeded"),
+    errors.Cancelled: Row(_C.CANCELLED, "CANCELLED", 499, "Cancelled"),
+    errors.HandlerExit: Row(_C.UNKNOWN, "HANDLER_EXIT", 503, "InternalServerException", lambda e: "Prediction failed"),
+    errors.BadOutput: Row(_C.UNKNOWN, "BAD_OUTPUT", 503, "InternalServerException"),
+    errors.ResponseTooLarge: Row(_C.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE", 503, "InternalServerException"),
+    errors.PredictionFailed: Row(_C.UNKNOWN, "PREDICTION_ERROR", 500, "InternalServerException"),
+    errors.HandlerFailed: Row(
+        _C.UNKNOWN, "HANDLER_ERROR", 503, "InternalServerException", lambda e: "Prediction failed"
+    ),
+    errors.WorkerTimeout: Row(
+        _C.DEADLINE_EXCEEDED, "WORKER_TIMEOUT", 500, "InternalServerException", lambda e: "Worker died."
+    ),
+    errors.WorkerLost: Row(_C.UNAVAILABLE, "WORKER_DIED", 500, "InternalServerException", lambda e: "Worker died."),
+    errors.NotSupported: Row(_C.UNIMPLEMENTED, "UNIMPLEMENTED", 501, "NotSupported"),
+    Exception: Row(
+        _C.INTERNAL,
+        "INTERNAL",
+        500,
+        "InternalServerException",
+        lambda e: "internal error of the server; its log has the rest",
+    ),
+}
+
+# HTTP statuses a handler may choose, as gRPC sees them (TorchServe's own map, reference section 1.4).
+_GRPC_OF_HTTP = {
+    400: _C.INVALID_ARGUMENT,
+    401: _C.UNAUTHENTICATED,
+    403: _C.PERMISSION_DENIED,
+    404: _C.NOT_FOUND,
+    409: _C.ABORTED,
+    413: _C.RESOURCE_EXHAUSTED,
+    416: _C.OUT_OF_RANGE,
+    429: _C.RESOURCE_EXHAUSTED,
+    499: _C.CANCELLED,
+    501: _C.UNIMPLEMENTED,
+    503: _C.UNAVAILABLE,
+    504: _C.DEADLINE_EXCEEDED,
+}
+
+
+def row_of(error: BaseException) -> Row:
+    """The row of the error's class, or of the nearest class above it."""
+    return next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
+
+
+def http_status_of(error: BaseException) -> int:
+    """The HTTP status; a handler's own choice stands above the table."""
+    chosen = error.status if isinstance(error, errors.HandlerFailed) else None
+    return chosen if chosen is not None and 400 <= chosen <= 599 else row_of(error).http
+
+
+def grpc_status_of(error: BaseException) -> status_pb2.Status:
+    """google.rpc.Status with ErrorInfo and, where a retry makes sense, RetryInfo."""
+    row = row_of(error)
+    code = row.grpc
+    if isinstance(error, errors.HandlerFailed) and error.status is not None:
+        code = _GRPC_OF_HTTP.get(error.status, code)
+    # What is not ours to tell stays in the log.
+    message = str(error) if isinstance(error, errors.TorchdError) else row.sentence(error)
+    status = status_pb2.Status(code=code, message=message)
+    named = {name: getattr(error, name) for name in ("model", "version") if hasattr(error, name)}
+    _add(status, error_details_pb2.ErrorInfo(reason=row.reason, domain=DOMAIN, metadata=named))
+    retry = error.retry_after_seconds if isinstance(error, errors.TorchdError) else None
+    if retry is not None:
+        seconds = int(retry)
+        delay = Duration(seconds=seconds, nanos=int((retry - seconds) * 1e9))
+        _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
+    return status
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
+    """Ends a gRPC call with the error's status; never returns normally."""
+    if not isinstance(error, errors.TorchdError):
+        logger.error("internal error", exc_info=error)
+    await context.abort_with_status(rpc_status.to_status(grpc_status_of(error)))
+
+
+def _add(status: status_pb2.Status, detail: Any) -> None:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    status.details.append(packed)

@@ -1,0 +1,130 @@
+"""TorchServe's sentences and JSON documents, as its clients parse them (reference section 2.3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from torchd_server.management import ModelChange, ModelPage
+from torchd_server.model import VersionStatus, WorkerStatus
+
+PROCESSING = "Processing worker updates..."
+
+
+def registered(change: ModelChange) -> str:
+    """The sentence of a registered model."""
+    subject = f'Model "{change.model}" Version: {change.version} registered with'
+    if not change.done:
+        return PROCESSING
+    if change.wanted == 0:
+        return f"{subject} 0 initial workers. Use scale workers API to add workers for the model."
+    return f"{subject} {change.wanted} initial workers"
+
+
+def scaled(change: ModelChange) -> str:
+    """The sentence of a scaled model."""
+    if not change.done:
+        return PROCESSING
+    version = f", version: {change.version}" if change.version_was_given else ""
+    return f"Workers scaled to {change.wanted} for model: {change.model}{version}"
+
+
+def default_set(change: ModelChange) -> str:
+    """The sentence of a new default version."""
+    return f'Default version successfully updated for model "{change.model}" to "{change.version}"'
+
+
+def unregistered(change: ModelChange) -> str:
+    """The sentence of a removed model."""
+    return f'Model "{change.model}" unregistered'
+
+
+def document(value: Any) -> str:
+    """JSON as TorchServe prints it: two spaces, a line end."""
+    return json.dumps(value, indent=2) + "\n"
+
+
+def page(models: ModelPage) -> dict[str, Any]:
+    """The document of a list."""
+    rows = [{"modelName": model.name, "modelUrl": model.url} for model in models.models]
+    token = {} if models.next_token is None else {"nextPageToken": str(models.next_token)}
+    return {**token, "models": rows}
+
+
+def descriptions(versions: Sequence[VersionStatus]) -> list[dict[str, Any]]:
+    """The document of a description: TorchServe's keys in its order, then `batchWait`, `state` and `lastFailure`."""
+    return [_description(version) for version in versions]
+
+
+def _description(status: VersionStatus) -> dict[str, Any]:
+    settings = status.settings
+    found: dict[str, Any] = {
+        "modelName": status.name,
+        "modelVersion": status.version,
+        "modelUrl": status.source,
+        "runtime": settings.runtime,
+        "minWorkers": settings.min_workers,
+        "maxWorkers": settings.max_workers,
+        "batchSize": settings.batch_size,
+        "maxBatchDelay": settings.max_batch_delay_ms,
+        "responseTimeout": settings.response_timeout,
+        "startupTimeout": settings.startup_timeout,
+        "maxRetryTimeoutInSec": 300,
+        "clientTimeoutInMills": 0,
+        "parallelType": "",
+        "parallelLevel": 0,
+        "deviceType": settings.device_type or ("gpu" if any(w.gpu is not None for w in status.workers) else "cpu"),
+        "continuousBatching": False,
+        "useJobTicket": False,
+        "useVenv": False,
+        "stateful": False,
+        "sequenceMaxIdleMSec": 0,
+        "sequenceTimeoutMSec": 0,
+        "maxNumSequence": 0,
+        "maxSequenceJobQueueSize": 0,
+        "loadedAtStartup": status.loaded_at_startup,
+        "workers": [_worker(worker) for worker in status.workers if worker.name],
+        "jobQueueStatus": {"remainingCapacity": status.remaining, "pendingRequests": status.pending},
+        "batchWait": settings.batch_wait,
+        "state": status.state.value.upper(),
+    }
+    if status.last_failure is not None:
+        found["lastFailure"] = failure(status)
+    return found
+
+
+def failure(status: VersionStatus) -> dict[str, Any]:
+    """The last failure of a version's workers."""
+    last = status.last_failure
+    if last is None:
+        return {}
+    return {
+        "worker": last.worker,
+        "time": timestamp(last.at),
+        "kind": type(last.error).__name__,
+        "message": str(last.error),
+        "traceback": getattr(last.error, "traceback", ""),
+        "stderr": list(last.stderr),
+    }
+
+
+def _worker(worker: WorkerStatus) -> dict[str, Any]:
+    return {
+        "id": worker.name,
+        "startTime": timestamp(worker.started_at),
+        "status": "READY" if worker.state == "ready" else "UNLOADING",
+        "memoryUsage": worker.memory_bytes,
+        "pid": worker.pid,
+        "gpu": worker.gpu is not None,
+        "gpuUsage": "N/A",
+        "state": worker.state.upper(),
+        "threads": worker.threads,
+    }
+
+
+def timestamp(moment: Any) -> str:
+    """`yyyy-MM-ddTHH:mm:ss.SSSZ`, in UTC as the Z says."""
+    if moment is None:
+        return ""
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"

@@ -1,0 +1,406 @@
+"""One worker process, from its start to its end, and the requests it runs.
+
+    STARTING --hello--> LOADING --loaded--> READY --stop--> DRAINING
+        \\___________________\\__________________\\________________\\--> DEAD
+
+Whatever ends it (its exit, the end of its socket, bytes that are not the protocol, a time limit) leads to `_die`, which
+answers every request it had begun and hands back those it had not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from torchd_protos.frames import (
+    PROTOCOL_VERSION,
+    Batch,
+    Cancel,
+    Credit,
+    Failure,
+    FrameLimits,
+    Hello,
+    Item,
+    Load,
+    Loaded,
+    LoadFailed,
+    Log,
+    Message,
+    Metric,
+    Progress,
+    ProtocolError,
+    Reply,
+    Settings,
+    Started,
+    Unload,
+)
+from torchd_server import errors
+from torchd_server.accelerators.cpu import ThreadBudget
+from torchd_server.batching.policy import BatchPolicy
+from torchd_server.clock import Clock, Timer
+from torchd_server.link import Link, error_of, load_error_of
+from torchd_server.metrics import ModelMetrics
+from torchd_server.placement.base import Exit, Placement, WorkerProcess, WorkerSpec
+from torchd_server.request import Request
+
+logger = logging.getLogger(__name__)
+model_logger = logging.getLogger("torchd.model")
+
+# Past the response timeout a handler gets this long before its worker is taken for hung.
+HANG_GRACE_SECONDS = 5.0
+# Between asking a hung worker for its stacks and killing it.
+STACK_DUMP_SECONDS = 0.2
+# Between Unload and SIGKILL.
+UNLOAD_SECONDS = 2.0
+# A killed process that the kernel will not let go is given up after this.
+ABANDON_SECONDS = 5.0
+# What a dead process wrote is read for so long, should something it left behind hold its socket or pipes open.
+LAST_WORDS_SECONDS = 0.2
+KEPT_LINES = 50
+FRAME_HEADER_BYTES = 16 * 1024 * 1024
+_incarnations = itertools.count(1)
+
+
+class WorkerState(enum.Enum):
+    """Where a worker is in its life."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """What a worker is to become. Times in seconds."""
+
+    spec: WorkerSpec
+    load: Load
+    startup_timeout: float
+    response_timeout: float
+    # Compute threads; 0 takes the worker's share of the cores, which changes with the number of workers.
+    threads: int
+    frame_limits: FrameLimits
+
+
+class Worker:
+    """A worker process and what it runs. It takes batches from the policy and gives the answers to their requests."""
+
+    def __init__(
+        self,
+        plan: WorkerPlan,
+        placement: Placement,
+        policy: BatchPolicy,
+        threads: ThreadBudget,
+        metrics: ModelMetrics,
+        clock: Clock,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.incarnation = next(_incarnations)
+        self.plan = replace(plan, spec=replace(plan.spec, incarnation=self.incarnation))
+        self.state = WorkerState.STARTING
+        self.started_at = datetime.now(UTC)
+        self.progress = ""
+        self.threads = 0
+        self.has_answered = False
+        self.stderr: deque[str] = deque(maxlen=KEPT_LINES)
+        self.dead: asyncio.Future[errors.TorchdError] = asyncio.get_running_loop().create_future()
+        self._placement = placement
+        self._policy = policy
+        self._threads = threads
+        self._metrics = metrics
+        self._clock = clock
+        self._on_change = on_change
+        self._process: WorkerProcess | None = None
+        self._link: Link | None = None
+        self._link_is_lost = False
+        self._exit: Exit | None = None
+        self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._cause: errors.TorchdError | None = None
+        # The batch that is with the worker: None stands for a request that was released meanwhile.
+        self._step: dict[int, Request | None] = {}
+        self._step_number = 0
+        self._step_size = 0
+        self._step_sent_at = 0.0
+        self._has_started = False
+        self._step_done: asyncio.Future[None] | None = None
+        self._timer: Timer | None = None
+
+    @property
+    def name(self) -> str:
+        """Its number on this server, as text."""
+        return str(self.incarnation)
+
+    @property
+    def pid(self) -> int:
+        """Its process, 0 before there is one."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def running(self) -> int:
+        """Requests with it that somebody still waits for."""
+        return sum(request is not None for request in self._step.values())
+
+    async def start(self) -> None:
+        """Starts the process and loads the model; raises LoadFailed or another error if it comes to nothing."""
+        share = self._threads.join(self, self._new_thread_share)
+        self.threads = self.plan.threads or share
+        try:
+            self._process = await self._placement.launch(self._spec(), self._output)
+            self._process.exited.add_done_callback(self._exited)
+            self._link = await Link.open(self._process.socket, self, self.plan.frame_limits)
+        except OSError as error:
+            failure = errors.LoadFailed(f"the worker process could not be started: {error}")
+            self.kill(failure)
+            raise failure from error
+        self._link.send(replace(self.plan.load, threads=self.threads))
+        self._timer = self._clock.call_at(self._clock.time() + self.plan.startup_timeout, self._load_timeout)
+        await self._loaded
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Lets it finish what it runs, at most `grace_seconds`, then unloads it; returns when the process is gone."""
+        if self.state is WorkerState.READY:
+            self._become(WorkerState.DRAINING)
+            self._policy.leave(self)
+            if self._step:
+                self._step_done = asyncio.get_running_loop().create_future()
+                ends: list[asyncio.Future[Any]] = [self._step_done, self.dead]
+                await asyncio.wait(ends, timeout=grace_seconds, return_when="FIRST_COMPLETED")
+            if self._link is not None and not self._step:
+                self._cause = errors.Draining("the worker")
+                self._link.send(Unload())
+                await asyncio.wait([self.dead], timeout=UNLOAD_SECONDS)
+        if not self.dead.done():
+            self.kill(self._cause or errors.Draining("the worker"))
+        await asyncio.wait([self.dead])
+
+    def kill(self, cause: errors.TorchdError) -> None:
+        """Ends the process; `cause` is what its requests are told."""
+        self._cause = self._cause or cause
+        if self._process is None:
+            self._die()
+            return
+        self._process.kill()
+        self._clock.call_at(self._clock.time() + ABANDON_SECONDS, self._die)
+
+    def run(self, batch: list[Request], waited_seconds: float) -> None:
+        """Sends a batch to the process."""
+        now = self._clock.time()
+        self._step_number += 1
+        self._step_size = len(batch)
+        self._step_sent_at = now
+        self._has_started = False
+        items = []
+        for request in batch:
+            request.sent(self)
+            self._metrics.queue_seconds(now - request.received_at)
+            items.append(Item(request.number, max(1, int((request.deadline - now) * 1000)), request.call))
+        self._step = {request.number: request for request in batch}
+        self._metrics.batch_size(len(batch))
+        self._metrics.batch_wait_seconds(waited_seconds)
+        self._arm_hang_timer()
+        if self._link is not None:
+            self._link.send(Batch(self._step_number, items))
+
+    def release(self, request: Request) -> None:
+        """A running request was cancelled or has expired: the worker is told, its answer will be dropped."""
+        if request.number in self._step and self._link is not None:
+            self._step[request.number] = None
+            self._link.send(Cancel(request.number))
+
+    def credit(self, request: Request, size: int) -> None:
+        """The client took `size` bytes of a streamed answer: the worker may send as many more."""
+        if self._link is not None and size:
+            self._link.send(Credit(request.number, size))
+
+    def received(self, message: Message) -> None:
+        """What the worker says. A message that has no business here is a ProtocolError, which ends the worker."""
+        match message:
+            case Reply():
+                self._reply(message)
+            case Failure():
+                self._failure(message)
+            case Started():
+                self._has_started = message.step == self._step_number
+            case Log():
+                model_logger.log(message.level, "%s: %s", message.logger, message.text, extra=self._identity())
+            case Metric():
+                logger.debug("metric %s=%s of worker %s", message.name, message.value, self.name)
+            case Progress():
+                self.progress = f"{message.percent} % {message.text}".strip()
+            case Hello():
+                self._hello(message)
+            case Loaded():
+                self._become_ready()
+            case LoadFailed():
+                self._fail_load(load_error_of(message))
+            case _:
+                raise ProtocolError(f"a worker does not say {type(message).__name__}")
+
+    def link_lost(self, error: ProtocolError | OSError | None) -> None:
+        """The socket ended: the process has died, or is of no use any more and is killed."""
+        if error is not None and self._cause is None:
+            self._cause = errors.WorkerProtocolBroken(f"the worker broke the protocol: {error}")
+        self._link_is_lost = True
+        if self._exit is not None:
+            self._die()
+        elif self._process is not None:
+            self._process.kill()
+            self._clock.call_at(self._clock.time() + ABANDON_SECONDS, self._die)
+
+    def _spec(self) -> WorkerSpec:
+        share = str(self.threads)
+        fixed = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), share)
+        return replace(self.plan.spec, environment={**fixed, **self.plan.spec.environment})
+
+    def _identity(self) -> dict[str, str]:
+        return {"model": self.plan.load.model, "version": self.plan.load.version, "worker": self.name}
+
+    def _become(self, state: WorkerState) -> None:
+        self.state = state
+        self._on_change()
+
+    def _hello(self, hello: Hello) -> None:
+        if hello.protocol != PROTOCOL_VERSION:
+            raise ProtocolError(f"the worker speaks protocol {hello.protocol}, the daemon {PROTOCOL_VERSION}")
+        if hello.incarnation != self.incarnation:
+            raise ProtocolError(f"the worker says it is {hello.incarnation}, but {self.incarnation} was started")
+        self._become(WorkerState.LOADING)
+
+    def _become_ready(self) -> None:
+        if self.state is not WorkerState.LOADING:
+            raise ProtocolError(f"loaded while {self.state.value}")
+        self._disarm()
+        self._become(WorkerState.READY)
+        if not self._loaded.done():
+            self._loaded.set_result(None)
+        self._policy.has_room(self)
+
+    def _fail_load(self, error: errors.LoadFailed) -> None:
+        self._cause = self._cause or error  # the process leaves by itself; the load timer stays, should it not
+
+    def _load_timeout(self) -> None:
+        seconds = self.plan.startup_timeout
+        self._kill_hung(errors.LoadFailed(f"the model was not loaded within startup_timeout, {seconds:g} s"))
+
+    def _answer_timeout(self) -> None:
+        seconds = self.plan.response_timeout
+        self._kill_hung(errors.WorkerTimeout(f"the worker did not answer within response_timeout, {seconds:g} s"))
+
+    def _kill_hung(self, cause: errors.TorchdError) -> None:
+        logger.warning("worker hangs and is killed: %s", cause, extra=self._identity())
+        self._cause = self._cause or cause
+        if self._process is not None:
+            self._process.dump_stacks()
+        self._timer = self._clock.call_at(self._clock.time() + STACK_DUMP_SECONDS, lambda: self.kill(cause))
+
+    def _arm_hang_timer(self) -> None:
+        self._disarm()
+        wait = self.plan.response_timeout + HANG_GRACE_SECONDS
+        self._timer = self._clock.call_at(self._clock.time() + wait, self._answer_timeout)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _reply(self, reply: Reply) -> None:
+        if reply.request not in self._step:
+            raise ProtocolError(f"an answer to request {reply.request}, which this worker does not run")
+        if reply.more:
+            self._arm_hang_timer()
+            request = self._step[reply.request]
+        else:
+            self.has_answered = True
+            request = self._step.pop(reply.request)
+        if request is not None:
+            request.reply(reply)
+        if reply.end_of_step:
+            self._end_step()
+
+    def _failure(self, failure: Failure) -> None:
+        if failure.request not in self._step:
+            raise ProtocolError(f"a failure of request {failure.request}, which this worker does not run")
+        self.has_answered = True
+        request = self._step.pop(failure.request)
+        if failure.traceback:
+            logger.error("handler failed: %s\n%s", failure.message, failure.traceback, extra=self._identity())
+        if request is not None:
+            request.finish(error_of(failure))
+        if failure.end_of_step:
+            self._end_step()
+
+    def _end_step(self) -> None:
+        if self._step:
+            raise ProtocolError(f"the batch ended with {len(self._step)} requests unanswered")
+        self._disarm()
+        seconds = self._clock.time() - self._step_sent_at
+        self._metrics.worker_seconds(seconds)
+        self._policy.finished(self._step_size, seconds)
+        self._step_size = 0
+        if self._step_done is not None and not self._step_done.done():
+            self._step_done.set_result(None)
+        if self.state is WorkerState.READY:
+            self._policy.has_room(self)
+
+    def _new_thread_share(self, threads: int) -> None:
+        if self.plan.threads:
+            return
+        self.threads = threads
+        if self._link is not None:
+            self._link.send(Settings(threads))
+
+    def _output(self, stream: str, line: str) -> None:
+        if stream == "stderr":
+            self.stderr.append(line)
+        level = logging.WARNING if stream == "stderr" else logging.INFO
+        model_logger.log(level, "%s", line, extra=self._identity())
+
+    def _exited(self, future: asyncio.Future[Exit]) -> None:
+        if future.cancelled():
+            return
+        self._exit = future.result()
+        if self._link_is_lost or self._link is None:
+            self._die()
+        else:  # its last frames may still be on their way
+            self._clock.call_at(self._clock.time() + LAST_WORDS_SECONDS, self._die)
+
+    def _die(self) -> None:
+        """Its end, once: answers what it had begun, hands back what it had not, and tells who keeps it."""
+        if self.dead.done():
+            return
+        end = f"the worker process {self._exit}" if self._exit else "the worker process could not be ended: abandoned"
+        cause = self._cause or errors.WorkerDied(end)
+        self._disarm()
+        self._threads.leave(self)
+        self._policy.leave(self)
+        self._close()
+        self.state = WorkerState.DEAD
+        step, self._step = self._step, {}
+        if self._step_size:
+            self._policy.finished(self._step_size, None)
+        waiting = [request for request in step.values() if request is not None]
+        if not self._has_started:
+            self._policy.put_back(waiting)
+        else:
+            for request in waiting:
+                request.finish(cause if isinstance(cause, errors.WorkerLost) else errors.WorkerDied(str(cause)))
+        self.dead.set_result(cause)
+        if not self._loaded.done():
+            self._loaded.set_exception(cause)
+            self._loaded.exception()  # it may be that nobody waits for it any more
+        self._on_change()
+
+    def _close(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        if self._process is not None:
+            self._clock.call_at(self._clock.time() + LAST_WORDS_SECONDS, self._process.close)
