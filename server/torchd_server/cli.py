@@ -1,11 +1,9 @@
-"""The commands `torchd` and `torchserve`: the only reader of argv and of the environment.
+"""The entry points `torchd` and `torchserve`, and the way from argv and the environment to ServerSettings.
 
-    torchd serve      the daemon, in the secure posture
-    torchd run        one request through one worker, without a daemon
-    torchd archive    torch-model-archiver under another name
-    torchserve        the daemon with TorchServe's flags, defaults and answers
-
-Other packages add their commands to `torchd` through the entry point group `torchd.commands`.
+torchd serve      the daemon, in the secure posture
+torchd archive    torch-model-archiver under another name
+torchd ...        everything else: commands.py
+torchserve        the daemon with TorchServe's flags, defaults and answers
 """
 
 from __future__ import annotations
@@ -15,12 +13,10 @@ import asyncio
 import os
 import signal
 import sys
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 from torchd_server import logs
 from torchd_server.run_directory import RunDirectoryTaken, default_run_directory
@@ -28,6 +24,7 @@ from torchd_server.settings import API_NAMES, POSTURES, Address, ServerSettings,
 from torchd_server.torchserve import config_properties
 
 VERSION = "0.1.0"
+TORCHSERVE_VERSION = "0.12.0"  # whose behaviour this command has
 # sysexits.h and errno: what went wrong, for scripts.
 EX_USAGE, EX_SOFTWARE, EX_CONFIG, EX_IN_USE = 64, 70, 78, 98
 READY_LINE = "Model server started."
@@ -37,19 +34,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`torchd`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["serve"]:
-        _serve_command(words[1:])
+        serve_command(words[1:])
     if words[:1] == ["archive"]:
         from torchd_archiver import cli as archiver_cli
 
         sys.exit(archiver_cli.main(words[1:]))
-    _typer_app()(words, prog_name="torchd")
+    from torchd_server.commands import torchd  # typer and rich: imported where a person waits, not a daemon
+
+    torchd()(words, prog_name="torchd")
 
 
 def torchserve_main(argv: Sequence[str] | None = None) -> NoReturn:
     """`torchserve`: TorchServe's own flags, as far as they are there yet."""
     flags = _torchserve_parser().parse_args(argv)
     if flags.version:
-        print(f"TorchServe Version is {VERSION}")
+        print(f"TorchServe Version is {TORCHSERVE_VERSION} (torchd {VERSION})")
         sys.exit(0)
     if flags.stop:
         _refuse("torchserve --stop comes with a later release; stop the foreground server with Ctrl-C or SIGTERM")
@@ -61,7 +60,7 @@ def torchserve_main(argv: Sequence[str] | None = None) -> NoReturn:
     _serve(settings)
 
 
-def _serve_command(words: Sequence[str]) -> NoReturn:
+def serve_command(words: Sequence[str]) -> NoReturn:
     flags = _serve_parser().parse_args(words)
     settings = _checked(lambda: _serve_settings(flags, os.environ))
     logs.configure(flags.log_format, flags.log_level)
@@ -135,7 +134,7 @@ def _serve_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -
         posture=posture,
         model_api=posture.model_api,
         environment=dict(environment),
-        worker_threads=_threads_of(environment),
+        worker_threads=threads_of(environment),
     )
     settings = _with_file(settings, flags.config)
     for name in API_NAMES:
@@ -181,7 +180,7 @@ def _torchserve_settings(flags: argparse.Namespace, environment: Mapping[str, st
         posture=posture,
         model_api=posture.model_api,
         environment=dict(environment),
-        worker_threads=_threads_of(environment),
+        worker_threads=threads_of(environment),
     )
     config = flags.ts_config or (Path(environment["TS_CONFIG_FILE"]) if environment.get("TS_CONFIG_FILE") else None)
     settings = _with_file(settings, config)
@@ -223,7 +222,7 @@ def _with_store(
     )
 
 
-def _threads_of(environment: Mapping[str, str]) -> int:
+def threads_of(environment: Mapping[str, str]) -> int:
     """OMP_NUM_THREADS of the daemon holds for each worker, as it did in TorchServe's containers."""
     value = environment.get("OMP_NUM_THREADS", "")
     return int(value) if value.isascii() and value.isdigit() and 0 < int(value) <= 1024 else 0
@@ -244,82 +243,6 @@ def _note(text: str) -> None:
 def _refuse(text: str, status: int = EX_USAGE) -> NoReturn:
     print(f"torchd: {text}", file=sys.stderr)
     sys.exit(status)
-
-
-def _typer_app() -> Callable[..., object]:
-    """`torchd` with every command; typer and rich are imported here, where a person waits and not a daemon."""
-    import typer
-
-    app = typer.Typer(
-        name="torchd",
-        help="Serves PyTorch models over gRPC and REST.",
-        epilog="Begin with: torchd archive --help, torchd serve --model-store DIR, then torchd register MODEL.mar "
-        "and torchd predict MODEL -T FILE.",
-        no_args_is_help=True,
-        rich_markup_mode="rich",
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-
-    @app.callback(invoke_without_command=True)
-    def version(
-        version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
-    ) -> None:
-        if version:
-            print(f"torchd {VERSION}")
-            raise typer.Exit
-
-    # Both are argparse commands, handled before typer is imported; they stand here for --help.
-    @app.command("serve", help="Run the daemon until SIGTERM or Ctrl-C (torchd serve --help).", add_help_option=False)
-    def serve() -> None:
-        _serve_command([])
-
-    @app.command(
-        "archive", help="Pack a model (torch-model-archiver's flags; torchd archive --help).", add_help_option=False
-    )
-    def archive() -> None:
-        main(["archive", "--help"])
-
-    @app.command("run")
-    def run(
-        archive: Annotated[Path, typer.Argument(help="A .mar file, a .tar.gz or a model folder.")],
-        file: Annotated[Path, typer.Option("-T", "--file", help="What the handler is given; - is standard input.")],
-        content_type: Annotated[str, typer.Option(help="Media type of the file; decides how it is decoded.")] = "",
-        timeout: Annotated[float, typer.Option(help="Seconds the answer may take.")] = 120.0,
-    ) -> None:
-        """Send one request through a real worker, without a daemon: for someone writing a handler."""
-        body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        sys.exit(_run_once(archive, body, content_type, timeout))
-
-    for entry_point in entry_points(group="torchd.commands"):
-        entry_point.load()(app)
-    return app
-
-
-def _run_once(archive: Path, body: bytes, content_type: str, timeout: float) -> int:
-    from torchd_protos.frames import Call, Header, Part
-    from torchd_server import daemon, errors
-
-    logs.configure("text", "info")
-    settings = ServerSettings(
-        posture=POSTURES["torchd"],
-        model_store=archive.absolute().parent,
-        environment=dict(os.environ),
-        worker_threads=_threads_of(os.environ),
-    )
-    call = Call(
-        request_id=str(uuid.uuid4()),
-        headers=[Header("Content-Type", content_type)] if content_type else [],
-        parts=[Part("body", content_type, body)],
-        timeout_ms=int(timeout * 1000),
-    )
-    try:
-        reply = asyncio.run(daemon.run_once(settings, archive.name, call))
-    except errors.TorchdError as error:
-        print(f"torchd: {error}\n{getattr(error, 'traceback', '')}".rstrip(), file=sys.stderr)
-        return 1
-    sys.stdout.buffer.write(bytes(reply.body))
-    sys.stdout.buffer.flush()
-    return 0
 
 
 if __name__ == "__main__":

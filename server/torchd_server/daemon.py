@@ -37,7 +37,8 @@ from torchd_server.surfaces.health_grpc import HealthSurface
 from torchd_server.surfaces.inference_grpc import InferenceSurface
 from torchd_server.surfaces.management_grpc import ManagementSurface
 from torchd_server.surfaces.rest.answers import refusal
-from torchd_server.surfaces.rest.http1 import Handle, HttpLimits, HttpServer
+from torchd_server.surfaces.rest.http1 import Handle, HttpServer
+from torchd_server.surfaces.rest.http1_reader import HttpLimits
 from torchd_server.surfaces.rest.routes import inference_port, management_port, metrics_port
 from torchd_server.worker import WorkerPlan
 

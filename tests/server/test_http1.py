@@ -14,14 +14,8 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchd_server.surfaces.rest.http1 import (
-    Handle,
-    HttpLimits,
-    HttpRequest,
-    HttpResponse,
-    HttpServer,
-    RequestReader,
-)
+from torchd_server.surfaces.rest.http1 import Handle, HttpResponse, HttpServer
+from torchd_server.surfaces.rest.http1_reader import HttpLimits, HttpRequest, RequestReader
 
 GUARD_SECONDS = 30.0
 HEAD = b"POST /x HTTP/1.1\r\nHost: a\r\n"

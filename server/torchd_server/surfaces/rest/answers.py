@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from torchd_server import errors
-from torchd_server.surfaces.rest.http1 import HttpRequest, HttpResponse
+from torchd_server.surfaces.rest.http1 import HttpResponse
+from torchd_server.surfaces.rest.http1_reader import HttpRequest
 from torchd_server.surfaces.status import http_status_of, row_of
 from torchd_server.torchserve import words
 

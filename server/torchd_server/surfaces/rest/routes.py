@@ -27,7 +27,8 @@ from torchd_server.surfaces.rest.answers import (
     refusal,
 )
 from torchd_server.surfaces.rest.bodies import BodyInvalid, BodyLimits, parts_of
-from torchd_server.surfaces.rest.http1 import Handle, HttpRequest, HttpResponse
+from torchd_server.surfaces.rest.http1 import Handle, HttpResponse
+from torchd_server.surfaces.rest.http1_reader import HttpRequest
 from torchd_server.torchserve import words
 
 PARAMETERS_AT_MOST = 100
