@@ -13,6 +13,9 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 PROTOCOL_VERSION = 1
+# What a streamed answer may have on its way, and what each chunk counts for beside its bytes.
+STREAM_WINDOW = 1024 * 1024
+CHUNK_OVERHEAD = 256
 PREFIX = struct.Struct("!BIQ")
 _DOUBLE = struct.Struct("<d")
 
@@ -33,7 +36,10 @@ class FrameLimits:
 
 
 class Message:
-    """Base of the messages: `WIRE` maps each field to its number and its type on the wire, in field order."""
+    """Base of the messages: `WIRE` maps each field to its number and its type on the wire, in field order.
+
+    Each default is proto3's: an empty field is not on the wire and must be read back as it was.
+    """
 
     __slots__ = ()
     WIRE: ClassVar[dict[str, tuple[int, str | type[Message] | list[type[Message]]]]] = {}
@@ -60,7 +66,7 @@ class Header(Message):
 class Part(Message):
     """One part of a request. `body` is the payload segment; only its size is in the header."""
 
-    name: str = "body"
+    name: str = ""
     content_type: str = ""
     body: Buffer = b""
 
@@ -114,9 +120,9 @@ class Load(Message):
     version: str = ""
     directory: str = ""
     handler: str = ""
-    device_type: str = "cpu"
+    device_type: str = ""
     gpu_id: int | None = None
-    batch_size: int = 1
+    batch_size: int = 0
     threads: int = 0
     manifest_json: str = ""
     config_json: str = ""

@@ -244,7 +244,9 @@ class ModelVersion:
             manifest_json=self.unpacked.manifest_json,
             config_json=self.unpacked.config_json,
         )
-        spec = WorkerSpec(f"{self.name}/{self.version}", 0, self.unpacked.directory)
+        # A folder of the store is not ours to write into.
+        environment = {} if self.unpacked.is_ours else {"PYTHONDONTWRITEBYTECODE": "1"}
+        spec = WorkerSpec(f"{self.name}/{self.version}", 0, self.unpacked.directory, environment)
         worker = Worker(
             machinery.plan(spec, load, self.settings),
             machinery.placement,

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
-from torchd_protos.frames import Call, Reply
+from torchd_protos.frames import CHUNK_OVERHEAD, Call, Reply
 from torchd_server.clock import Clock, Timer
 from torchd_server.errors import Cancelled, DeadlineExceeded, DeadlineInQueue, TorchdError
 
@@ -166,7 +166,7 @@ class Request:
     def _take(self) -> Reply:
         reply = self._replies.popleft()
         if reply.more and self._owner is not None:
-            self._owner.credit(self, len(reply.body))
+            self._owner.credit(self, len(reply.body) + CHUNK_OVERHEAD)
         return reply
 
     async def _wait(self) -> None:

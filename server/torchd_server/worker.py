@@ -218,7 +218,7 @@ class Worker:
 
     def credit(self, request: Request, size: int) -> None:
         """The client took `size` bytes of a streamed answer: the worker may send as many more."""
-        if self._link is not None and size:
+        if self._link is not None:
             self._link.send(Credit(request.number, size))
 
     def received(self, message: Message) -> None:

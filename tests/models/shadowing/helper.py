@@ -1,0 +1,3 @@
+"""The archive's own helper."""
+
+NAME = "ours"

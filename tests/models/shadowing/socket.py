@@ -1,0 +1,3 @@
+"""Not the standard library's: the archive's own."""
+
+MINE = "socket"

@@ -1,0 +1,157 @@
+"""A real worker process with the test at the daemon's end of its socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from torchd_protos.frames import (
+    Batch,
+    Call,
+    Failure,
+    FrameReader,
+    Hello,
+    Item,
+    Load,
+    Loaded,
+    LoadFailed,
+    Message,
+    Metric,
+    Part,
+    Progress,
+    Reply,
+    Started,
+    encode,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "tests" / "models"
+PACKAGES = os.pathsep.join(str(ROOT / folder) for folder in ("workers", "protos"))
+
+
+class WorkerUnderTest:
+    """The daemon's side: sends frames, waits for frames."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        ours, theirs = socket.socketpair()
+        self.socket = ours
+        self.socket.settimeout(60)
+        options = {"--fd": theirs.fileno(), "--incarnation": 7, "--rank": 0, "--parent": os.getpid()}
+        arguments = [str(word) for pair in options.items() for word in pair]
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "torchd_workers", *arguments],
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1"},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        theirs.close()
+        self._frames = FrameReader()
+        self._waiting: list[Message] = []
+        self.seen: list[Message] = []
+        self._step = 0
+
+    def send(self, message: Message) -> None:
+        self.socket.sendall(b"".join(encode(message)))
+
+    def next(self) -> Message:
+        """The next frame; EOFError at the end of the stream."""
+        while not self._waiting:
+            data = self.socket.recv(1 << 16)
+            if not data:
+                raise EOFError
+            self._waiting.extend(self._frames.feed(data))
+        message = self._waiting.pop(0)
+        self.seen.append(message)
+        return message
+
+    def until(self, *kinds: type[Message]) -> Message:
+        """The next frame of these kinds; what came before it is in `seen`."""
+        while not isinstance(message := self.next(), kinds):
+            pass
+        return message
+
+    def load(self, handler: str = "handler.py", **fields: object) -> Message:
+        """Says Load and gives what comes back."""
+        self.until(Hello)
+        defaults = {"model": "m", "version": "1.0", "directory": str(self.directory), "max_response_bytes": 0}
+        manifest = {"model": {"modelName": "m", "handler": handler}}
+        self.send(Load(handler=handler, **{**defaults, "manifest_json": json.dumps(manifest), **fields}))
+        first = self.until(Progress, LoadFailed)
+        return first if isinstance(first, LoadFailed) else self.until(Loaded, LoadFailed)
+
+    def send_batch(self, *bodies: bytes, first: int = 1, remaining_ms: int = 60_000) -> int:
+        """Sends one batch, its requests numbered from `first`; gives its step."""
+        self._step += 1
+        calls = [Call(request_id=f"r{first + n}", parts=[Part(body=body)]) for n, body in enumerate(bodies)]
+        self.send(Batch(self._step, [Item(first + n, remaining_ms, call) for n, call in enumerate(calls)]))
+        return self._step
+
+    def run(self, *bodies: bytes, first: int = 1) -> list[Reply | Failure]:
+        """Runs one batch and gives its last answers, in the order they came."""
+        step = self.send_batch(*bodies, first=first)
+        started = self.until(Started)
+        assert started == Started(step)
+        return self.answers()
+
+    def answers(self) -> list[Reply | Failure]:
+        """The last answers of the running batch."""
+        answers: list[Reply | Failure] = []
+        while not (answers and answers[-1].end_of_step):
+            answer = self.until(Reply, Failure)
+            if isinstance(answer, Failure) or not answer.more:
+                answers.append(answer)
+        self.until(Metric)  # PredictionTime closes a batch
+        return answers
+
+    def ask(self, body: bytes) -> Reply | Failure:
+        """Runs a batch of one."""
+        (answer,) = self.run(body)
+        return answer
+
+    def end(self) -> tuple[int, str, str]:
+        """Waits for the process to end by itself: its status, stdout and stderr."""
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out.decode(errors="replace"), err.decode(errors="replace")
+
+    def close(self) -> None:
+        self.socket.close()
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[Path | str], WorkerUnderTest]]:
+    """Starts workers: for a folder of tests/models by name, or for any directory."""
+    workers: list[WorkerUnderTest] = []
+
+    def start_one(directory: Path | str) -> WorkerUnderTest:
+        workers.append(WorkerUnderTest(MODELS / directory))
+        return workers[-1]
+
+    yield start_one
+    for worker in workers:
+        worker.close()
+
+
+@pytest.fixture
+def loaded(start: Callable[[Path | str], WorkerUnderTest]) -> Callable[..., WorkerUnderTest]:
+    """Starts a worker and loads its model."""
+
+    def load_one(directory: Path | str, **fields: object) -> WorkerUnderTest:
+        worker = start(directory)
+        assert worker.load(**fields) == Loaded()
+        return worker
+
+    return load_one

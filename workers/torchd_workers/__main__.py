@@ -1,0 +1,56 @@
+"""`python -P -m torchd_workers --fd N --incarnation I --rank R --parent PID`: the process before it knows its model.
+
+The daemon starts it with the socket as descriptor N and the model's directory as the working directory. `-P` keeps
+that directory off sys.path until everything this runtime needs is imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import io
+import os
+import resource
+import signal
+import sys
+from socket import socket
+
+from torchd_workers.channel import Channel
+from torchd_workers.worker import Worker
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Prepares the process and lives a worker's life; gives the exit status."""
+    options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+    _die_with(int(options["--parent"]))
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _tell_stacks()
+    fd = int(options["--fd"])
+    os.set_inheritable(fd, False)
+    channel = Channel(socket(fileno=fd))
+    return Worker(channel, int(options["--incarnation"]), int(options["--rank"])).run()
+
+
+def _die_with(parent: int) -> None:
+    """Lets the kernel kill this process when the daemon dies; if it has died already, leaves."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _tell_stacks() -> None:
+    """Stacks go to stderr: at SIGUSR2, by which the daemon asks a hung worker, and when the process crashes."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""The worker's end of its socket, and what the daemon has said about each request since it came.
+
+A reader thread owns receiving: it marks Cancel and Credit at once, while user code runs, and queues the rest for the
+main thread. Any thread may send. The channel keeps its own references to what it calls: user code may patch anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from _thread import RLock
+from collections import deque
+from queue import SimpleQueue
+from socket import socket
+from threading import Condition, Thread
+from time import monotonic
+
+from torchd_protos.frames import (
+    CHUNK_OVERHEAD,
+    STREAM_WINDOW,
+    Batch,
+    Buffer,
+    Cancel,
+    Credit,
+    FrameReader,
+    Load,
+    Message,
+    ProtocolError,
+    Reply,
+    Settings,
+    Unload,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL_FAILURE = 70
+
+_RECEIVE_BYTES = 256 * 1024
+_JOIN_BELOW = 64 * 1024
+_LONGEST_WAIT = 86400.0
+
+_exit = os._exit
+_write_fd = os.write
+
+
+class RunningRequest:
+    """One request between its arrival and its last answer. Times are of this process's monotonic clock."""
+
+    __slots__ = ("cancelled", "deadline", "failure", "finished", "number", "unacknowledged")
+
+    def __init__(self, number: int, remaining_ms: int) -> None:
+        self.number = number
+        self.deadline = monotonic() + remaining_ms / 1000
+        self.cancelled = False
+        self.finished = False
+        # Why no more chunks of its streamed answer are taken; what it ends with.
+        self.failure: BaseException | None = None
+        self.unacknowledged = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody takes another chunk of its answer."""
+        return self.cancelled or self.finished or self.failure is not None
+
+    def time_remaining(self) -> float:
+        """Seconds until its deadline, never negative."""
+        return max(0.0, self.deadline - monotonic())
+
+
+class Channel:
+    """Frames in and out of one socket. A channel that breaks ends the process: without the daemon it has no purpose."""
+
+    def __init__(self, connection: socket) -> None:
+        self._connection = connection
+        self._sendall = connection.sendall
+        self._receive_into = connection.recv_into
+        self._incoming: SimpleQueue[Message] = SimpleQueue()
+        self._outgoing: deque[list[Buffer]] = deque()
+        self._sending = RLock()
+        self._writing = False
+        self._forked = False
+        self._running: dict[int, RunningRequest] = {}
+        self._changed = Condition()
+
+    def start(self) -> None:
+        """Starts the reader thread."""
+        os.register_at_fork(after_in_child=self._leave_to_parent)
+        Thread(target=self._read, name="torchd-reader", daemon=True).start()
+
+    def receive(self) -> Message:
+        """Waits for the next Load, Settings, Batch or Unload."""
+        while True:
+            try:
+                return self._incoming.get()
+            except BaseException:  # an alarm that a handler set and forgot rings here, in the main thread
+                logger.warning("a signal handler of the model raised between two batches", exc_info=True)
+
+    def requests(self, batch: Batch) -> list[RunningRequest]:
+        """What the reader knows of the batch's requests, in its order."""
+        return [self._running[item.request] for item in batch.items]
+
+    def finish(self, requests: list[RunningRequest]) -> None:
+        """Forgets requests that are about to get their last answer; nothing may be sent for them afterwards."""
+        for request in requests:
+            request.finished = True
+            self._running.pop(request.number, None)
+
+    def send(self, *messages: Message) -> None:
+        """Writes the frames in order, together. Returns when they are on the socket."""
+        self._outgoing.append([buffer for message in messages for buffer in encode(message)])
+        with self._sending:
+            # Only this thread can be here while it writes: a signal handler or a finalizer that logs. Its frame must
+            # not land inside the one being written; the loop below takes it along.
+            if self._writing or self._forked:
+                return
+            self._writing = True
+            try:
+                while self._outgoing:
+                    self._write(self._outgoing.popleft())
+            except BaseException as error:  # half a frame may be out: nothing that follows could be understood
+                self.leave(f"cannot write to the daemon: {type(error).__name__}: {error}")
+            finally:
+                self._writing = False
+
+    def send_chunk(self, request: RunningRequest, chunk: Reply) -> bool:
+        """Sends a chunk as soon as the stream's window is open; False when its client or its deadline went first.
+
+        It is open while fewer than STREAM_WINDOW bytes are unacknowledged, so a chunk larger than that passes too.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: request.over or request.unacknowledged < STREAM_WINDOW,
+                min(request.time_remaining(), _LONGEST_WAIT),
+            )
+            if request.over or request.unacknowledged >= STREAM_WINDOW:
+                return False
+            request.unacknowledged += len(chunk.body) + CHUNK_OVERHEAD
+        self.send(chunk)
+        return True
+
+    def leave(self, reason: str) -> None:
+        """Ends the process because the protocol cannot go on."""
+        try:
+            _write_fd(2, f"torchd worker {os.getpid()} leaves: {reason}\n".encode())
+        finally:
+            _exit(PROTOCOL_FAILURE)
+
+    def _write(self, buffers: list[Buffer]) -> None:
+        joined = bytearray()
+        for buffer in buffers:
+            if len(buffer) < _JOIN_BELOW:
+                joined += buffer
+                continue
+            self._sendall(joined)
+            self._sendall(buffer)
+            joined = bytearray()
+        self._sendall(joined)
+
+    def _read(self) -> None:
+        frames = FrameReader()
+        view = memoryview(bytearray(_RECEIVE_BYTES))
+        try:
+            while size := self._receive_into(view):
+                for message in frames.feed(view[:size]):
+                    self._take(message)
+        except ConnectionResetError:
+            pass  # the daemon left without reading everything: an end of stream all the same
+        except BaseException as error:
+            self.leave(f"{type(error).__name__}: {error}")
+        _exit(0)
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Cancel(request=number):
+                with self._changed:
+                    if number in self._running:
+                        self._running[number].cancelled = True
+                        self._changed.notify_all()
+            case Credit(request=number, bytes=size):
+                with self._changed:
+                    if number in self._running:
+                        self._running[number].unacknowledged -= size
+                        self._changed.notify_all()
+            case Batch():
+                for item in message.items:
+                    self._running[item.request] = RunningRequest(item.request, item.remaining_ms)
+                self._incoming.put(message)
+            case Load() | Settings() | Unload():
+                self._incoming.put(message)
+            case _:
+                raise ProtocolError(f"the daemon sent a {type(message).__name__}, which only workers send")
+
+    def _leave_to_parent(self) -> None:
+        """In a child that user code forked: the socket is the parent's, and its locks may be held for ever."""
+        self._forked = True
+        self._sending = RLock()
+        self._outgoing.clear()
+        self._connection.close()

@@ -1,0 +1,201 @@
+"""BaseHandler, which handlers derive from: loads eager, TorchScript or safetensors models and runs tensors."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import time
+import zipfile
+from typing import Any
+
+import torch
+
+from torchd_workers.classes import classes_in
+from torchd_workers.context import Context
+from torchd_workers.handlers.labels import load_label_mapping
+from torchd_workers.handlers.pt2 import compile_arguments
+
+logger = logging.getLogger(__name__)
+
+
+class BaseHandler:
+    """TorchServe's base class for handlers: initialize once, then preprocess, inference, postprocess for each batch."""
+
+    def __init__(self) -> None:
+        self.model: Any = None
+        self.mapping: dict[str, str] | None = None
+        self.device: torch.device | None = None
+        self.initialized = False
+        self.context: Context | None = None
+        self.model_pt_path: str | None = None
+        self.manifest: dict[str, Any] | None = None
+        self.map_location: str | None = None
+        self.explain = False
+        self.target: Any = 0
+        self.profiler_args: dict[str, Any] = {}
+        self.model_yaml_config: dict[str, Any] = {}
+
+    def initialize(self, context: Context) -> None:
+        """Chooses the device, loads the model and the names of its classes."""
+        self.context = context
+        self.manifest = context.manifest or {}
+        self.model_yaml_config = context.model_yaml_config
+        self.device = _device_of(context)
+        self.map_location = self.device.type
+        files = self.manifest.get("model", {})
+        model_dir = context.system_properties["model_dir"]
+        weights = files.get("serializedFile")
+        self.model_pt_path = os.path.join(model_dir, weights) if weights else None
+        self.model = self._load_model(model_dir, files.get("modelFile"))
+        self._compile()
+        self.mapping = load_label_mapping(os.path.join(model_dir, "index_to_name.json"))
+        self.initialized = True
+
+    def preprocess(self, data: Any) -> Any:
+        """The batch as one tensor. Rows give their "data" or "body", as JSON if it came as bytes."""
+        if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
+            data = [_tensor_like(row) for row in data]
+        return torch.as_tensor(data, device=self.device)
+
+    def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        """The model's output for a tensor."""
+        with torch.inference_mode():
+            return self.model(data.to(self.device), *args, **kwargs)
+
+    def postprocess(self, data: Any) -> list[Any]:
+        """One answer per request from the model's output."""
+        answers: list[Any] = data.tolist()
+        return answers
+
+    def handle(self, data: Any, context: Context) -> Any:
+        """Answers one batch; requests with the header `explain` or `describe` get those instead of a prediction."""
+        started = time.perf_counter()
+        self.context = context
+        if self._is_describe():
+            output: Any = [self.describe_handle() for _ in data]
+        else:
+            prepared = self.preprocess(data)
+            explain = self._is_explain()
+            output = self.explain_handle(prepared, data) if explain else self.postprocess(self.inference(prepared))
+        milliseconds = round((time.perf_counter() - started) * 1000, 2)
+        if context.metrics is not None:
+            context.metrics.add_time("HandlerTime", milliseconds, None, "ms")
+        return output
+
+    def explain_handle(self, data_preprocess: Any, raw_data: Any) -> Any:
+        """Explanations by the handler's own `get_insights`, for the first row's input and `target`."""
+        row = raw_data[0]
+        inputs = None
+        self.target = 0
+        if isinstance(row, dict):
+            inputs = row.get("data") or row.get("body")
+            self.target = row.get("target") or 0
+        return self.get_insights(data_preprocess, inputs, self.target)
+
+    def get_insights(self, tensor_data: Any, _: Any, target: Any = 0) -> Any:
+        """To be overridden by handlers that explain their predictions."""
+        raise NotImplementedError(
+            f"{type(self).__name__} explains nothing: it overrides neither get_insights nor explain_handle"
+        )
+
+    def describe_handle(self) -> Any:
+        """What the handler says about itself; to be overridden."""
+        return {}
+
+    def get_device(self) -> torch.device | None:
+        """The device the model is on."""
+        return self.device
+
+    def _is_explain(self) -> bool:
+        self.explain = self.context is not None and self.context.get_request_header(0, "explain") == "True"
+        return self.explain
+
+    def _is_describe(self) -> bool:
+        return self.context is not None and self.context.get_request_header(0, "describe") == "True"
+
+    def _load_model(self, model_dir: str, model_file: str | None) -> Any:
+        path = self.model_pt_path
+        if path is not None and not os.path.isfile(path):
+            raise FileNotFoundError(f"the archive has no weights file {os.path.basename(path)}")
+        if model_file:
+            model = self._load_pickled_model(model_dir, model_file, path)
+        elif path is not None and path.endswith(".pt"):
+            model = self._load_torchscript_model(path)
+        else:
+            raise _no_weights(path)
+        return model.to(self.device).eval()
+
+    def _load_pickled_model(self, model_dir: str, model_file: str, model_pt_path: str | None) -> Any:
+        """An eager model: the one class in the model file, with the weights of the serialized file if there is one."""
+        if not os.path.isfile(os.path.join(model_dir, model_file)):
+            raise FileNotFoundError(f"the archive has no model file {model_file}")
+        module = importlib.import_module(model_file.removesuffix(".py"))
+        classes = classes_in(module, torch.nn.Module)
+        if len(classes) != 1:
+            names = ", ".join(cls.__name__ for cls in classes) or "none"
+            raise ValueError(f"{model_file} must define exactly one torch.nn.Module; it defines {names}")
+        model = classes[0]()
+        if model_pt_path is not None:
+            model.load_state_dict(self._load_weights(model_pt_path))
+        return model
+
+    def _load_weights(self, path: str) -> Any:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file  # optional: only who has such weights needs it
+
+            return load_file(path, device=str(self.device))
+        if _is_torchscript(path):
+            raise ValueError(f"{os.path.basename(path)} is a TorchScript program; pack it without --model-file")
+        # Tensors are mapped, not read, where the file is a zip of them: several workers share the pages.
+        return torch.load(path, map_location=self.device, weights_only=True, mmap=zipfile.is_zipfile(path))
+
+    def _load_torchscript_model(self, model_pt_path: str) -> Any:
+        """A TorchScript program."""
+        if not _is_torchscript(model_pt_path):
+            raise ValueError(
+                f"{os.path.basename(model_pt_path)} holds weights and no TorchScript program; "
+                "pack it with --model-file and the class they belong to"
+            )
+        return torch.jit.load(model_pt_path, map_location=self.device)  # type: ignore[no-untyped-call]
+
+    def _compile(self) -> None:
+        arguments = compile_arguments(self.model_yaml_config.get("pt2"))
+        if arguments is None:
+            return
+        try:
+            self.model = torch.compile(self.model, **arguments)
+            logger.info("model compiled with %s", arguments)
+        except Exception:  # an answer from the uncompiled model is better than none
+            logger.warning("torch.compile(%s) failed; the model runs uncompiled", arguments, exc_info=True)
+
+
+def _device_of(context: Context) -> torch.device:
+    gpu = context.system_properties.get("gpu_id")
+    return torch.device(f"cuda:{gpu}" if gpu is not None and torch.cuda.is_available() else "cpu")
+
+
+def _tensor_like(row: dict[str, Any]) -> Any:
+    value = row.get("data")
+    value = row.get("body") if value is None else value
+    return json.loads(value) if isinstance(value, bytes | bytearray | str) else value
+
+
+def _is_torchscript(path: str) -> bool:
+    """torch.jit.save and torch.save both write a zip; only programs have constants.pkl beside data.pkl."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _no_weights(path: str | None) -> Exception:
+    if path is None:
+        return RuntimeError("no model to load: the manifest names neither a modelFile nor a serializedFile")
+    name = os.path.basename(path)
+    kinds = {".onnx": "ONNX models", ".so": "AOTInductor libraries", ".pt2": "exported programs"}
+    kind = kinds.get(os.path.splitext(name)[1])
+    if kind is not None:
+        return NotImplementedError(f"{name}: BaseHandler loads no {kind}; load it in a handler of your own")
+    return RuntimeError(f"No model weights could be loaded: {name} needs --model-file with the class it belongs to")

@@ -1,0 +1,40 @@
+"""What a handler gets for one request: a row of its parts, and its headers."""
+
+from __future__ import annotations
+
+import logging
+from json import JSONDecodeError, JSONDecoder
+from typing import Any
+
+from torchd_protos.frames import Call, Part
+from torchd_workers.headers import Headers
+
+logger = logging.getLogger(__name__)
+
+_decode_json = JSONDecoder().decode
+
+
+def row_of(call: Call, decode: bool) -> dict[str, Any]:
+    """The parts by name, each with bytes of its own; the last of a name wins. `decode` reads JSON and text parts."""
+    return {part.name: _value_of(part, decode) for part in call.parts}
+
+
+def headers_of(call: Call) -> Headers:
+    """The request's headers, and under each part's name its content type; a header wins over a part of its name."""
+    pairs: list[tuple[str, Any]] = [(part.name, {"content-type": part.content_type}) for part in call.parts]
+    pairs += [(header.name, header.value) for header in call.headers]
+    return Headers(pairs)
+
+
+def _value_of(part: Part, decode: bool) -> Any:
+    media_type = part.content_type.lower()
+    if not decode or not (media_type == "application/json" or media_type.startswith("text")):
+        return bytearray(part.body)
+    try:
+        text = str(part.body, "utf-8")
+        return text if media_type.startswith("text") else _decode_json(text)
+    except (UnicodeDecodeError, JSONDecodeError, RecursionError) as error:
+        logger.warning(
+            "part %r is not the %s it says it is; the handler gets its bytes: %s", part.name, media_type, error
+        )
+        return bytearray(part.body)

@@ -1,0 +1,137 @@
+"""From the name of a handler to something callable, by TorchServe's rules."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
+from json import loads
+from types import ModuleType
+from typing import Any
+
+from torchd_protos.frames import Load
+from torchd_workers.classes import classes_in
+from torchd_workers.context import Context
+from torchd_workers.device import ComputeThreads
+from torchd_workers.handler import Entry, Handler
+from torchd_workers.handlers import HANDLERS
+from torchd_workers.metrics import Metrics
+
+SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "torchserve_shim")
+
+
+class HandlerNotUsable(ValueError):
+    """The archive's handler does not have the form it needs. `place` is (file, line), where there is one."""
+
+    def __init__(self, message: str, place: tuple[str, int] | None = None) -> None:
+        super().__init__(message)
+        if place is not None:
+            self.place = place
+
+
+def context_for(load: Load, metrics: Metrics) -> Context:
+    """The context of the model that `load` describes."""
+    return Context(
+        load.model,
+        load.directory,
+        loads(load.manifest_json) if load.manifest_json else None,
+        load.batch_size,
+        load.gpu_id,
+        limit_max_image_pixels=load.limit_image_pixels,
+        metrics=metrics,
+        model_yaml_config=loads(load.config_json) if load.config_json else {},
+    )
+
+
+def load_handler(name: str, context: Context, threads: ComputeThreads) -> Handler:
+    """Imports the handler `name` ("module", "module:function", "module.py"), initializes it, raises what it raises."""
+    directory = context.system_properties["model_dir"]
+    sys.path[:0] = [SHIM, directory]
+    path, _, function = name.partition(":")
+    module = import_handler(os.path.basename(path).removesuffix(".py"), directory)
+    threads.apply()  # before initialize: a handler that sets its own number has the last word
+    entry = getattr(module, function or "handle", None)
+    if entry is not None:
+        return _function_handler(entry, context)
+    return _class_handler(_handler_class(module, function), context)
+
+
+def import_handler(name: str, directory: str) -> ModuleType:
+    """The archive's module `name`, else the handler of that name that torchd brings."""
+    own_file = os.path.join(directory, f"{name}.py")
+    if name in sys.modules and os.path.isfile(own_file):
+        return _import_beside(name, own_file)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # An import that fails inside the handler is the handler's failure, not a hint to look elsewhere.
+        if error.name != name:
+            raise
+    if name not in HANDLERS:
+        brought = ", ".join(HANDLERS)
+        raise HandlerNotUsable(
+            f"the archive has no handler {name}.py, and torchd brings no handler of that name ({brought})"
+        )
+    return importlib.import_module(HANDLERS[name])
+
+
+def _import_beside(name: str, file: str) -> ModuleType:
+    """Imports the archive's file under another name: the standard library or this runtime has taken its own."""
+    loader = SourceFileLoader(f"{name} of the model", file)
+    module = ModuleType(loader.name)
+    module.__file__ = file
+    sys.modules[loader.name] = module
+    loader.exec_module(module)
+    return module
+
+
+def _function_handler(entry: Entry, context: Context) -> Handler:
+    _check_call(entry, "data", "context")
+    entry(None, context)  # type: ignore[arg-type]  # TorchServe's sign to a function that it should load its model
+    return Handler(entry, context)
+
+
+def _class_handler(cls: type[Any], context: Context) -> Handler:
+    service = cls()
+    _check_call(service.initialize, "context")
+    service.initialize(context)
+    # Taken after initialize, which may put another handle in its place.
+    entry = service.handle
+    _check_call(entry, "data", "context")
+    return Handler(entry, context)
+
+
+def _handler_class(module: ModuleType, function: str) -> type[Any]:
+    found = [cls for cls in classes_in(module) if hasattr(cls, "handle") and hasattr(cls, "initialize")]
+    if len(found) == 1:
+        return found[0]
+    file = os.path.basename(module.__file__ or module.__name__)
+    missing = f"function {function!r}" if function else "function 'handle'"
+    if found:
+        names = ", ".join(cls.__name__ for cls in found)
+        raise HandlerNotUsable(f"{file} has {len(found)} handler classes ({names}); it must have exactly one")
+    raise HandlerNotUsable(f"{file} has no {missing} and no class with the methods initialize and handle")
+
+
+def _check_call(entry: Callable[..., Any], *names: str) -> None:
+    """Finds a wrong signature while the model loads, not when the first client calls."""
+    if not callable(entry):
+        raise HandlerNotUsable(f"the handler's entry point is {entry!r:.100}, which cannot be called")
+    try:
+        signature = inspect.signature(entry)
+    except (TypeError, ValueError):
+        return  # written in C: only a call would tell
+    try:
+        signature.bind(*names)
+    except TypeError as error:
+        name = getattr(entry, "__qualname__", type(entry).__name__)
+        wanted = ", ".join(names)
+        raise HandlerNotUsable(f"{name}{signature} cannot be called with ({wanted}): {error}", _place(entry)) from None
+
+
+def _place(entry: Callable[..., Any]) -> tuple[str, int] | None:
+    code = getattr(inspect.unwrap(entry), "__code__", None)
+    return (code.co_filename, code.co_firstlineno) if code else None

@@ -1,0 +1,204 @@
+"""`context.metrics`: TorchServe's metrics API. Values leave as Metric frames; nothing is kept here but names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from torchd_protos.frames import Header
+from torchd_protos.frames import Metric as MetricFrame
+
+logger = logging.getLogger(__name__)
+
+UNITS = {
+    "ms": "Milliseconds",
+    "s": "Seconds",
+    "percent": "Percent",
+    "count": "Count",
+    "MB": "Megabytes",
+    "GB": "Gigabytes",
+    "kB": "Kilobytes",
+    "B": "Bytes",
+    "": "unit",
+}
+
+
+class MetricTypes(Enum):
+    """The kinds of metric."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Dimension(NamedTuple):
+    """One label of a metric."""
+
+    name: str
+    value: object
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.value}"
+
+
+class MetricsCacheKeyError(KeyError):
+    """A metric was asked for that nobody has added."""
+
+
+class CachingMetric:
+    """A metric with fixed dimension names, to be updated with their values."""
+
+    def __init__(
+        self,
+        send: Callable[[MetricFrame], None],
+        metric_name: str,
+        unit: str,
+        dimension_names: Sequence[str],
+        metric_type: MetricTypes,
+    ) -> None:
+        self._send = send
+        self.metric_name = metric_name
+        self.unit = UNITS.get(unit, unit)
+        self.dimension_names = list(dimension_names)
+        self.metric_type = metric_type
+
+    def add_or_update(self, value: float, dimension_values: Sequence[object] = (), request_id: str = "") -> None:
+        """Adds to a counter, sets a gauge, observes in a histogram. A wrong use is logged and not raised."""
+        if len(dimension_values) != len(self.dimension_names):
+            logger.error(
+                "metric %s has the dimensions %s and was given %d values",
+                self.metric_name,
+                self.dimension_names,
+                len(dimension_values),
+            )
+            return
+        named = zip(self.dimension_names, dimension_values, strict=True)
+        self.update(value, request_id, [Dimension(name, of) for name, of in named])
+
+    def update(self, value: float, request_id: str = "", dimensions: Sequence[Dimension] = ()) -> None:
+        """As add_or_update, with the dimensions named. A wrong use is logged and not raised."""
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            logger.error("metric %s takes a number, not %.100r", self.metric_name, value)
+            return
+        if self.metric_type is MetricTypes.COUNTER and number < 0:
+            logger.error("counter %s cannot go down by %s", self.metric_name, value)
+            return
+        labels = [Header(str(dimension.name), str(dimension.value)) for dimension in dimensions]
+        self._send(MetricFrame(self.metric_name, number, self.unit, self.metric_type.value, labels, request_id))
+
+
+class Metrics:
+    """The metrics a handler of one model may add, by name and type."""
+
+    def __init__(self, send: Callable[[MetricFrame], None], model_name: str) -> None:
+        self._send = send
+        self.model_name = model_name
+        self.request_ids: Mapping[int, str] | str | None = None
+        self.cache: dict[MetricTypes, dict[str, CachingMetric]] = {kind: {} for kind in MetricTypes}
+
+    def set_request_ids(self, request_ids: Mapping[int, str] | str | None) -> None:
+        """Names the requests that the next values belong to."""
+        self.request_ids = request_ids
+
+    def cache_keys(self) -> list[str]:
+        """The names of all metrics added so far."""
+        return [name for metrics in self.cache.values() for name in metrics]
+
+    def add_metric_to_cache(
+        self,
+        metric_name: str,
+        unit: str,
+        dimension_names: Sequence[str] = (),
+        metric_type: MetricTypes = MetricTypes.COUNTER,
+    ) -> CachingMetric:
+        """Adds a metric whose values are given with `add_or_update`."""
+        metric = CachingMetric(self._send, metric_name, unit, dimension_names, MetricTypes(metric_type))
+        self.cache[metric.metric_type][metric_name] = metric
+        return metric
+
+    def get_metric(self, metric_name: str, metric_type: MetricTypes = MetricTypes.COUNTER) -> CachingMetric:
+        """The metric of this name and type; raises MetricsCacheKeyError."""
+        metric = self.cache[MetricTypes(metric_type)].get(metric_name)
+        if metric is None:
+            known = ", ".join(self.cache_keys()) or "none"
+            raise MetricsCacheKeyError(f"no {MetricTypes(metric_type).value} {metric_name!r} was added; known: {known}")
+        return metric
+
+    def add_metric(
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        idx: int | None = None,
+        dimensions: Sequence[Dimension] = (),
+        metric_type: MetricTypes = MetricTypes.COUNTER,
+    ) -> None:
+        """One value of any metric; `idx` is the request's place in the batch."""
+        request_id = self._request_id(idx)
+        named = {dimension.name for dimension in dimensions}
+        usual = [
+            Dimension("ModelName", self.model_name),
+            Dimension("Level", "Model" if request_id else "Error"),
+        ]
+        labels = [*dimensions, *(dimension for dimension in usual if dimension.name not in named)]
+        kind = MetricTypes(metric_type)
+        metric = self.cache[kind].get(name) or self.add_metric_to_cache(
+            name, unit, [dimension.name for dimension in labels], kind
+        )
+        metric.update(value, request_id, labels)
+
+    def add_counter(
+        self, name: str, value: float, idx: int | None = None, dimensions: Sequence[Dimension] = ()
+    ) -> None:
+        """Adds to a counter."""
+        self.add_metric(name, value, "count", idx, dimensions)
+
+    def add_time(
+        self,
+        name: str,
+        value: float,
+        idx: int | None = None,
+        unit: str = "ms",
+        dimensions: Sequence[Dimension] = (),
+        metric_type: MetricTypes = MetricTypes.GAUGE,
+    ) -> None:
+        """A duration in `ms` or `s`."""
+        self.add_metric(name, value, unit, idx, dimensions, metric_type)
+
+    def add_size(
+        self,
+        name: str,
+        value: float,
+        idx: int | None = None,
+        unit: str = "MB",
+        dimensions: Sequence[Dimension] = (),
+        metric_type: MetricTypes = MetricTypes.GAUGE,
+    ) -> None:
+        """A size in `B`, `kB`, `MB` or `GB`."""
+        self.add_metric(name, value, unit, idx, dimensions, metric_type)
+
+    def add_percent(
+        self,
+        name: str,
+        value: float,
+        idx: int | None = None,
+        dimensions: Sequence[Dimension] = (),
+        metric_type: MetricTypes = MetricTypes.GAUGE,
+    ) -> None:
+        """A share in percent."""
+        self.add_metric(name, value, "percent", idx, dimensions, metric_type)
+
+    def add_error(self, name: str, value: float, dimensions: Sequence[Dimension] = ()) -> None:
+        """Counts an error of the handler's own naming."""
+        self.add_metric(name, value, "", None, [*dimensions, Dimension("Level", "Error")])
+
+    def _request_id(self, idx: int | None) -> str:
+        if not isinstance(self.request_ids, Mapping):
+            return self.request_ids or ""
+        if idx is not None and idx in self.request_ids:
+            return self.request_ids[idx]
+        return ",".join(self.request_ids.values())

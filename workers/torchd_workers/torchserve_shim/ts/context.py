@@ -1,0 +1,5 @@
+"""TorchServe: ts/context.py."""
+
+from torchd_workers.context import Context, RequestProcessor
+
+__all__ = ["Context", "RequestProcessor"]

@@ -1,0 +1,5 @@
+"""TorchServe: ts/handler_utils/utils.py."""
+
+from torchd_workers.streaming import send_intermediate_predict_response
+
+__all__ = ["send_intermediate_predict_response"]

@@ -1,0 +1,5 @@
+"""TorchServe: ts/torch_handler/base_handler.py."""
+
+from torchd_workers.handlers.base import BaseHandler
+
+__all__ = ["BaseHandler"]

@@ -1,0 +1,90 @@
+"""A worker's life: it says hello, loads one model, runs batches until it is told to stop, and leaves."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from torchd_protos.frames import (
+    PROTOCOL_VERSION,
+    Batch,
+    Hello,
+    Load,
+    Loaded,
+    Message,
+    Progress,
+    Settings,
+    Unload,
+)
+from torchd_workers.batch_loop import BatchLoop
+from torchd_workers.channel import Channel
+from torchd_workers.device import ComputeThreads
+from torchd_workers.failures import load_failure_of
+from torchd_workers.handler import Handler
+from torchd_workers.loader import context_for, load_handler
+from torchd_workers.logs import LogForwarder
+from torchd_workers.metrics import Metrics
+from torchd_workers.streaming import ChunkSender
+
+LOAD_FAILED = 1
+
+
+class Worker:
+    """One process with one model. User code runs in the thread that calls `run`, the main one."""
+
+    def __init__(self, channel: Channel, incarnation: int, rank: int) -> None:
+        self._channel = channel
+        self._incarnation = incarnation
+        self._rank = rank
+
+    def run(self) -> int:
+        """Lives; gives the exit status. The end of the socket ends the process from the reader thread."""
+        self._channel.start()
+        self._channel.send(Hello(PROTOCOL_VERSION, self._incarnation, self._rank, os.getpid()))
+        _forward_logs(self._channel)
+        match self._channel.receive():
+            case Load() as load:
+                return self._serve(load)
+            case Unload():
+                return 0
+            case other:
+                return self._refuse(other)
+
+    def _serve(self, load: Load) -> int:
+        threads = ComputeThreads(load.threads)
+        handler = self._load(load, threads)
+        if handler is None:
+            return LOAD_FAILED
+        batches = BatchLoop(self._channel, handler, load)
+        self._channel.send(Loaded())
+        while True:
+            match self._channel.receive():
+                case Batch() as batch:
+                    threads.apply()
+                    batches.run(batch)
+                case Settings(threads=count):
+                    threads.change(count)
+                case Unload():
+                    return 0
+                case other:
+                    return self._refuse(other)
+
+    def _load(self, load: Load, threads: ComputeThreads) -> Handler | None:
+        self._channel.send(Progress(0, f"loading {load.handler}"))
+        try:
+            context = context_for(load, Metrics(self._channel.send, load.model))
+            context.chunk_sender = ChunkSender(self._channel, load.max_response_bytes)
+            return load_handler(load.handler, context, threads)
+        except BaseException as error:  # user code may raise anything, SystemExit too
+            self._channel.send(load_failure_of(error, load.directory))
+            return None
+
+    def _refuse(self, message: Message) -> int:
+        self._channel.leave(f"the daemon sent a {type(message).__name__} out of turn")
+        return 0
+
+
+def _forward_logs(channel: Channel) -> None:
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.addHandler(LogForwarder(channel))
