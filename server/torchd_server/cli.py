@@ -55,7 +55,8 @@ def torchserve_main(argv: Sequence[str] | None = None) -> NoReturn:
     if not flags.foreground:
         _note("the server stays in the foreground; the background start comes with a later release")
     settings = _checked(lambda: _torchserve_settings(flags, os.environ))
-    _note("tokens are not there yet: torchd listens on loopback only" if not flags.disable_token_auth else "")
+    for weakness in _weaknesses(flags, settings):
+        _note(f"warning: {weakness}")
     logs.configure("text", "info")
     _serve(settings)
 
@@ -189,6 +190,16 @@ def _torchserve_settings(flags: argparse.Namespace, environment: Mapping[str, st
     if flags.model_store is None and settings.model_store is None:
         _refuse("Missing mandatory parameter --model-store", 1)
     return _with_store(settings, flags.model_store, flags.models, None, environment)
+
+
+def _weaknesses(flags: argparse.Namespace, settings: ServerSettings) -> list[str]:
+    """What TorchServe's defaults leave open, one line each."""
+    found = []
+    if not flags.disable_token_auth:
+        found.append("there are no tokens yet; everybody on this machine may call, so only loopback is served")
+    if settings.posture.worker_environment is None:
+        found.append("workers see this process's whole environment; torchd serve passes an allow-list on")
+    return found
 
 
 def _with_file(settings: ServerSettings, path: Path | None) -> ServerSettings:

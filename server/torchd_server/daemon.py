@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,7 @@ class Daemon:
             logger.info("draining: accepted requests have %g s to finish", self._settings.limits.drain_grace)
         finally:
             await self._stop(at_once)
+        logger.info("stopped")
 
     async def _start(self) -> None:
         """In order: listeners first, so that a taken port fails before a worker exists; then the models; then the
@@ -182,7 +184,6 @@ class Daemon:
             *(rest.drain(LAST_ANSWERS_SECONDS) for rest in self._rest.values()),
         )
         self._run_directory.leave()
-        logger.info("stopped")
 
     def _grpc_server(self, service: str) -> grpc.aio.Server:
         limits = self._settings.limits
@@ -209,9 +210,12 @@ class Daemon:
 
     @staticmethod
     def _bind_grpc(server: grpc.aio.Server, address: Address) -> Address:
+        # Asked for first with a plain socket: gRPC would print its own account of a taken port.
         try:
+            with socket.create_server((address.host, address.port), family=_family(address)):
+                pass
             return Address(address.host, server.add_insecure_port(str(address)))
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             raise _in_use(address) from error
 
     @staticmethod
@@ -220,6 +224,10 @@ class Daemon:
             return Address(address.host, await server.start(address.host, address.port))
         except OSError as error:
             raise _in_use(address) from error
+
+
+def _family(address: Address) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address.host else socket.AF_INET
 
 
 def _in_use(address: Address) -> AddressInUse:

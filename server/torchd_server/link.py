@@ -22,35 +22,43 @@ class Receiver(Protocol):
 
 
 class Link(asyncio.Protocol):
-    """Speaks frames over one connected socket."""
+    """Speaks frames over one connected socket.
 
-    def __init__(self, receiver: Receiver, limits: FrameLimits) -> None:
+    It is written through a second descriptor: a write that fails because the worker has died closes its transport, and
+    what the worker said last must still be read from the other.
+    """
+
+    def __init__(self, receiver: Receiver, limits: FrameLimits, writer: asyncio.WriteTransport) -> None:
         self._receiver = receiver
         self._reader = FrameReader(limits)
-        self._transport: asyncio.WriteTransport | None = None
+        self._writer = writer
+        self._transport: asyncio.BaseTransport | None = None
         self._broken: ProtocolError | None = None
 
     @classmethod
     async def open(cls, sock: socket.socket, receiver: Receiver, limits: FrameLimits) -> Link:
         """Takes over a connected Unix socket."""
         loop = asyncio.get_running_loop()
-        _, link = await loop.create_unix_connection(lambda: cls(receiver, limits), sock=sock)
+        writer, _ = await loop.create_unix_connection(asyncio.Protocol, sock=sock.dup())
+        writer.pause_reading()
+        _, link = await loop.create_unix_connection(lambda: cls(receiver, limits, writer), sock=sock)
         return link
 
     def send(self, message: Message) -> None:
         """Writes one message; after the end of the link it goes nowhere, and `link_lost` has been told."""
         fault("link.send")
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.writelines(encode(message))
+        if not self._writer.is_closing():
+            self._writer.writelines(encode(message))
 
     def close(self) -> None:
         """Ends the link."""
+        self._writer.abort()
         if self._transport is not None:
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: the socket is ours."""
-        self._transport = transport  # type: ignore[assignment] # a socket's transport writes
+        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes came."""
@@ -59,11 +67,11 @@ class Link(asyncio.Protocol):
                 self._receiver.received(message)
         except ProtocolError as error:
             self._broken = error
-            if self._transport is not None:
-                self._transport.abort()
+            self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: it is over."""
+        self._writer.abort()
         if self._broken is None and self._reader.buffered:
             self._broken = ProtocolError("the stream ended in the middle of a frame")
         self._receiver.link_lost(self._broken or (exc if isinstance(exc, OSError) else None))

@@ -88,9 +88,11 @@ class Management:
         self._api_enabled = api_enabled
         self._workers_at_start = workers_at_start
         self._changes: set[asyncio.Task[Any]] = set()
+        self._draining = False
 
     async def register(self, call: RegisterModel) -> ModelChange:
         """Registers a model through the API; a synchronous call that cannot get its workers leaves nothing behind."""
+        self._check_open()
         if not self._api_enabled:
             raise errors.ModelApiDisabled
         return await self._to_the_end(self._register(call))
@@ -180,6 +182,7 @@ class Management:
         self, name: str, version: str, min_workers: int | None, max_workers: int | None, synchronous: bool
     ) -> ModelChange:
         """Changes the number of workers; surplus ones finish what they run."""
+        self._check_open()
         least = 1 if min_workers is None else min_workers
         most = max(least, 0) if max_workers is None else max_workers
         if least < 0 or most < 0:
@@ -222,6 +225,7 @@ class Management:
 
     async def unregister(self, name: str, version: str) -> ModelChange:
         """Removes a version: new requests find nothing at once, accepted ones are answered first."""
+        self._check_open()
         if not self._api_enabled:
             raise errors.ModelApiDisabled
         model = self._registry.get(name, version)
@@ -231,7 +235,8 @@ class Management:
         return ModelChange(model.name, model.version, 0, 0, True)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Waits until every model has answered what it accepted, at most `grace_seconds`."""
+        """Refuses every change and waits until each model has answered what it accepted, at most `grace_seconds`."""
+        self._draining = True
         await asyncio.gather(*(model.drain(grace_seconds) for model in self._registry))
 
     async def stop(self) -> None:
@@ -247,7 +252,16 @@ class Management:
         task = asyncio.get_running_loop().create_task(change)
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # by `stop`, and not because the client has gone
+                raise errors.Draining from None
+            raise
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise errors.Draining
 
     async def _end(self, model: ModelVersion, grace_seconds: float) -> None:
         await model.drain(grace_seconds)

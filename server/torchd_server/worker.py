@@ -247,7 +247,7 @@ class Worker:
 
     def link_lost(self, error: ProtocolError | OSError | None) -> None:
         """The socket ended: the process has died, or is of no use any more and is killed."""
-        if error is not None and self._cause is None:
+        if isinstance(error, ProtocolError) and self._cause is None:
             self._cause = errors.WorkerProtocolBroken(f"the worker broke the protocol: {error}")
         self._link_is_lost = True
         if self._exit is not None:

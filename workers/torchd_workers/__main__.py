@@ -38,7 +38,10 @@ def main() -> int:
 def _die_with(parent: int) -> None:
     """Lets the kernel kill this process when the daemon dies; if it has died already, leaves."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl = ctypes.CDLL(None).prctl
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # What the handler forks would outlive a killed daemon: the wish is not inherited.
+        os.register_at_fork(after_in_child=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
     if os.getppid() != parent:
         os._exit(0)
 

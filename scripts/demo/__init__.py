@@ -1,0 +1,1 @@
+"""What scripts/quickstart packs, starts and measures."""

@@ -1,0 +1,1 @@
+"""The sources of the demonstration model `paraphrase`, and what packs them."""

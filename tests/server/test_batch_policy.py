@@ -1,0 +1,340 @@
+"""Who runs next, with whom, and when: the batch policy with a clock moved by hand and workers that only write down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from fakes import ManualClock, ManualTimer, call
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from torchd_server.batching.policy import BatchPolicy
+from torchd_server.batching.queues import Fifo
+from torchd_server.batching.waits import WAITS
+from torchd_server.request import Request, State
+
+DELAY = 0.1
+SIZE = 4
+
+
+class Taker:
+    """A worker that takes batches and finishes them when the test says so."""
+
+    def __init__(self, policy: BatchPolicy) -> None:
+        self.policy = policy
+        self.batches: list[list[Request]] = []
+        self.waited: list[float] = []
+        self.running: list[Request] = []
+        self.is_idle = False
+
+    def wants_more(self) -> None:
+        self.is_idle = True
+        self.policy.has_room(self)
+
+    def run(self, batch: list[Request], waited_seconds: float) -> None:
+        self.is_idle = False
+        for request in batch:
+            request.sent(self)
+        self.batches.append(batch)
+        self.waited.append(waited_seconds)
+        self.running = batch
+
+    def finish(self, seconds: float | None) -> None:
+        running, self.running = self.running, []
+        for request in running:
+            request.finish()
+        self.policy.finished(len(running), seconds)
+
+    def release(self, request: Request) -> None:
+        """A running request was cancelled: its answer goes nowhere."""
+
+    def credit(self, request: Request, size: int) -> None:
+        """Nothing is streamed here."""
+
+
+class Bench:
+    """A policy, its clock, and requests numbered from 1."""
+
+    def __init__(self, wait: str, size: int = SIZE, limit: int = 100) -> None:
+        self.clock = ManualClock()
+        self.policy = BatchPolicy(Fifo(), size, limit, WAITS[wait](DELAY), self.clock)
+        self.requests: list[Request] = []
+
+    def put(self) -> Request:
+        request = Request(call(), len(self.requests) + 1, 1000.0, self.clock, lambda _: None)
+        self.requests.append(request)
+        self.policy.put(request)
+        return request
+
+    def taker(self) -> Taker:
+        taker = Taker(self.policy)
+        taker.wants_more()
+        return taker
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_full_batch_goes_at_once(wait: str) -> None:
+    bench = Bench(wait)
+    requests = [bench.put() for _ in range(SIZE + 1)]
+    taker = bench.taker()
+    assert taker.batches == [requests[:SIZE]]
+    assert taker.waited == [0.0]
+
+
+def test_full_waits_the_whole_delay_from_when_the_worker_took_the_first_request() -> None:
+    bench = Bench("full")
+    first = bench.put()
+    bench.clock.advance(5)  # nobody was there to take it: this does not count
+    taker = bench.taker()
+    bench.clock.advance(DELAY * 0.99)
+    second = bench.put()
+    assert taker.batches == []
+    bench.clock.advance(DELAY * 0.02)
+    assert taker.batches == [[first, second]]
+    assert taker.waited == [pytest.approx(DELAY)]
+
+
+def test_adaptive_sends_a_lone_client_at_once_every_time() -> None:
+    """#2005: the delay is no price."""
+    bench = Bench("adaptive")
+    taker = bench.taker()
+    for _ in range(5):
+        bench.put()
+        assert taker.running, "a lone request waited"
+        bench.clock.advance(0.02)
+        taker.finish(0.02)
+        taker.wants_more()
+        bench.clock.advance(0.3)
+    assert taker.waited == [0.0] * 5
+
+
+def test_adaptive_collects_clients_that_come_back_together() -> None:
+    bench = Bench("adaptive", size=8)
+    taker = bench.taker()
+    for _ in range(8):
+        bench.put()
+    sizes = []
+    for _ in range(20):
+        answered = len(taker.running)
+        bench.clock.advance(0.02)
+        taker.finish(0.02)
+        taker.wants_more()
+        for _ in range(answered):
+            bench.clock.advance(0.0002)
+            bench.put()
+        sizes.append(len(taker.running))
+    assert sizes == [8] * 20, "a batch went before everybody had come back"
+
+
+def test_adaptive_stops_waiting_for_clients_that_have_left() -> None:
+    bench = Bench("adaptive", size=8)
+    taker = bench.taker()
+    for _ in range(6):
+        bench.put()
+    for there in (5, 1):
+        bench.clock.advance(0.04)
+        taker.finish(0.04)
+        taker.wants_more()
+        if there == 1:
+            bench.put()  # the only one who stays
+        assert taker.running == []
+        bench.clock.advance(0.011)  # a quarter of what a batch costs
+        assert len(taker.running) == there
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_requests_handed_back_are_first_again_and_over_the_limit_if_need_be(wait: str) -> None:
+    """P04: a batch that has not begun moves freely."""
+    bench = Bench(wait, size=2, limit=2)
+    dying = bench.taker()
+    first, second = bench.put(), bench.put()
+    third, fourth = bench.put(), bench.put()
+    assert bench.policy.room == 0
+    bench.policy.finished(2, None)
+    bench.policy.put_back(dying.running)
+    assert (bench.policy.depth, bench.policy.room) == (4, 0)
+    assert {first.state, second.state} == {State.QUEUED}
+    taker = bench.taker()
+    taker.finish(0.01)
+    taker.wants_more()
+    assert taker.batches == [[first, second], [third, fourth]]
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_what_a_leaving_worker_was_collecting_goes_to_the_next(wait: str) -> None:
+    """W04: nothing was sent, so nothing is lost."""
+    bench = Bench(wait)
+    for _ in range(SIZE):
+        bench.put()
+    busy = bench.taker()
+    bench.clock.advance(0.02)
+    busy.finish(0.02)
+    leaving = bench.taker()
+    request = bench.put()
+    assert leaving.batches == [], "the other three may come back"
+    bench.policy.leave(leaving)
+    bench.clock.advance(10 * DELAY)
+    assert leaving.batches == []
+    busy.wants_more()
+    bench.clock.advance(DELAY)
+    assert busy.batches[-1] == [request]
+
+
+def test_a_cancelled_request_is_never_sent_and_does_not_count_for_the_batch() -> None:
+    """K01, P09."""
+    bench = Bench("full")
+    taker = bench.taker()
+    kept, gone = bench.put(), bench.put()
+    gone.cancel()
+    bench.put(), bench.put()
+    assert taker.batches == []
+    last = bench.put()
+    assert taker.batches[0][0] is kept
+    assert taker.batches[0][-1] is last
+    assert gone not in taker.batches[0]
+
+
+def test_taking_everything_out_leaves_nothing_to_send() -> None:
+    bench = Bench("full")
+    taker = bench.taker()
+    requests = [bench.put(), bench.put()]
+    assert bench.policy.waiting() == requests
+    bench.clock.advance(10 * DELAY)
+    assert taker.batches == []
+    assert bench.policy.depth == 0
+
+
+class AnyTraffic(RuleBasedStateMachine):
+    """Arrivals, cancellations, ends and deaths of batches in any order, under either rule.
+
+    A request is run at most once, in its turn, in a batch of bounded size, and none waits past the delay while a worker
+    is idle.
+    """
+
+    wait = "full"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench(self.wait)
+        self.takers = [Taker(self.bench.policy) for _ in range(3)]
+        self.waiting: list[Request] = []
+        self.idle_since: dict[Request, float] = {}
+
+    @property
+    def idle(self) -> list[Taker]:
+        return [taker for taker in self.takers if taker.is_idle]
+
+    @rule()
+    def arrives(self) -> None:
+        self.waiting.append(self.bench.put())
+
+    @rule(number=st.integers(0, 30))
+    def client_goes(self, number: int) -> None:
+        if number < len(self.bench.requests):
+            self.bench.requests[number].cancel()
+
+    @rule(number=st.integers(0, 2))
+    def has_room(self, number: int) -> None:
+        taker = self.takers[number]
+        if not taker.is_idle and not taker.running:
+            taker.wants_more()
+
+    @rule(number=st.integers(0, 2), seconds=st.sampled_from([0.0, 0.001, 0.05, 2.0]))
+    def finishes(self, number: int, seconds: float) -> None:
+        if self.takers[number].running:
+            self.takers[number].finish(seconds)
+
+    @rule(number=st.integers(0, 2))
+    def dies_before_it_began(self, number: int) -> None:
+        taker = self.takers[number]
+        running, taker.running = taker.running, []
+        if running:
+            back = [request for request in running if request.state is not State.DONE]
+            self.bench.policy.finished(len(running), None)
+            self.waiting[:0] = back
+            taker.batches.pop()
+            self.bench.policy.put_back(back)
+
+    @rule(number=st.integers(0, 2))
+    def leaves(self, number: int) -> None:
+        self.bench.policy.leave(self.takers[number])
+        self.takers[number].is_idle = False
+
+    @rule(seconds=st.sampled_from([0.0002, 0.01, 0.03, DELAY]))
+    def time_passes(self, seconds: float) -> None:
+        self.bench.clock.advance(seconds)
+
+    @precondition(lambda self: self.bench.requests)
+    @invariant()
+    def batches_are_bounded_and_in_order(self) -> None:
+        for taker in self.takers:
+            for batch in taker.batches:
+                assert 1 <= len(batch) <= SIZE
+                assert all(one.number < next_one.number for one, next_one in pairwise(batch))
+        self.waiting = [request for request in self.waiting if request.state is State.QUEUED]
+        queued = [request for request in self.bench.requests if request.state is State.QUEUED]
+        assert sorted(queued, key=lambda request: request.number) == sorted(
+            self.waiting, key=lambda request: request.number
+        )
+        assert self.bench.policy.depth == len(queued)
+
+    @invariant()
+    def a_request_is_in_one_batch(self) -> None:
+        taken = [request for taker in self.takers for batch in taker.batches for request in batch]
+        assert len(taken) == len(set(taken))
+
+    @invariant()
+    def nobody_waits_past_the_delay_while_a_worker_is_idle(self) -> None:
+        now = self.bench.clock.time()
+        queued = [request for request in self.bench.requests if request.state is State.QUEUED]
+        if not self.idle or not queued:
+            self.idle_since = {}
+            return
+        self.idle_since = {request: self.idle_since.get(request, now) for request in queued}
+        assert all(now < since + DELAY + 1e-9 for since in self.idle_since.values())
+        assert len(queued) < SIZE, "a full batch waits beside an idle worker"
+
+    def teardown(self) -> None:
+        for taker in self.takers:
+            if taker.running:
+                taker.finish(0.01)
+        while self.bench.policy.depth:
+            taker = self.idle[0] if self.idle else self.takers[0]
+            if not taker.is_idle:
+                taker.wants_more()
+            self.bench.clock.advance(DELAY)
+            if taker.running:
+                taker.finish(0.01)
+        assert all(request.state is State.DONE for request in self.bench.requests), "a request was lost"
+
+
+class AnyTrafficAdaptive(AnyTraffic):
+    """The same under the adaptive rule."""
+
+    wait = "adaptive"
+
+
+TestAnyTrafficFull = AnyTraffic.TestCase
+TestAnyTrafficAdaptive = AnyTrafficAdaptive.TestCase
+
+
+class EarlyClock(ManualClock):
+    """A clock whose timers ring up to a millisecond early, as uvloop's do."""
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> ManualTimer:
+        return super().call_at(max(self.time() + 1e-5, when - 0.0009), callback)
+
+
+def test_a_timer_that_rings_early_is_set_again() -> None:
+    clock = EarlyClock()
+    policy = BatchPolicy(Fifo(), SIZE, 10, WAITS["full"](DELAY), clock)
+    taker = Taker(policy)
+    taker.wants_more()
+    policy.put(Request(call(), 1, 1000.0, clock, lambda _: None))
+    start = clock.time()
+    while not taker.batches:
+        assert clock.next_call is not None, "nothing will send it"
+        clock.advance_to(clock.next_call)
+    assert DELAY <= clock.time() - start < DELAY + 0.001
