@@ -94,7 +94,7 @@ class WorkerUnderTest:
     def send_batch(self, *bodies: bytes, first: int = 1, remaining_ms: int = 60_000) -> int:
         """Sends one batch, its requests numbered from `first`; gives its step."""
         self._step += 1
-        calls = [Call(request_id=f"r{first + n}", parts=[Part(body=body)]) for n, body in enumerate(bodies)]
+        calls = [Call(request_id=f"r{first + n}", parts=[Part("body", body=body)]) for n, body in enumerate(bodies)]
         self.send(Batch(self._step, [Item(first + n, remaining_ms, call) for n, call in enumerate(calls)]))
         return self._step
 

@@ -122,7 +122,7 @@ def test_a_tensor_answer_is_what_torch_save_writes(start, folder):
 def test_an_unexplained_model_says_what_to_override(start, folder):
     worker = start(folder)
     assert load(worker, modelFile="model.py") == Loaded()
-    call = Call(headers=[Header("Explain", "True")], parts=[Part(body=b"[1, 2, 3.0]")])
+    call = Call(headers=[Header("Explain", "True")], parts=[Part("body", body=b"[1, 2, 3.0]")])
     worker.send(Batch(1, [Item(1, 60_000, call)]))
     (failure,) = worker.answers()
     assert failure.message == (

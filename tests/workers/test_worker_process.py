@@ -341,7 +341,7 @@ def test_a_frame_only_workers_send_ends_the_worker(loaded):
 
 def test_half_a_frame_waits_for_the_rest(loaded):
     worker = loaded("echo")
-    frame = b"".join(encode(Batch(1, [Item(1, 60_000, Call(parts=[Part(body=b"slowly")]))])))
+    frame = b"".join(encode(Batch(1, [Item(1, 60_000, Call(parts=[Part("body", body=b"slowly")]))])))
     for byte in frame:
         worker.socket.sendall(bytes([byte]))
     assert bodies(worker.answers()) == [b"slowly"]
