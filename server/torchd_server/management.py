@@ -170,13 +170,13 @@ class Management:
 
     async def _take_back(self, model: ModelVersion) -> None:
         # Others may have made it the default, scaled or removed it meanwhile: then it is theirs.
+        if not self._registry.holds(model):
+            return
         try:
-            self._registry.check_removable(model)
+            self._registry.remove(model)
         except errors.DefaultVersionInUse:
             return
-        if self._registry.is_default(model) or model in self._registry.versions(model.name):
-            self._registry.remove(model)
-            await self._end(model, 0.0)
+        await self._end(model, 0.0)
 
     async def scale(
         self, name: str, version: str, min_workers: int | None, max_workers: int | None, synchronous: bool

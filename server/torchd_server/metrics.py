@@ -15,6 +15,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._owners: dict[tuple[str, str], ModelMetrics] = {}
         version = ("model", "version")
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
@@ -39,8 +40,13 @@ class Metrics:
         )
 
     def of_model(self, model: str, version: str) -> ModelMetrics:
-        """The metrics of one model version."""
-        return ModelMetrics(self, model, version)
+        """The metrics of one model version; the series are the newest one's, should an older one still be draining."""
+        self._owners[model, version] = metrics = ModelMetrics(self, model, version)
+        return metrics
+
+    def owns(self, metrics: ModelMetrics, labels: tuple[str, str]) -> bool:
+        """Whether the series of these labels are those of `metrics`."""
+        return self._owners.get(labels) is metrics
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format."""
@@ -73,11 +79,15 @@ class ModelMetrics:
 
     def worker_states(self, states: list[str]) -> None:
         """The states of the workers there are now."""
+        if not self._metrics.owns(self, self._labels):
+            return
         for state, gauge in self._states.items():
             gauge.set(states.count(state))
 
     def forget(self) -> None:
         """The version is gone: its series go too, so that labels stay bounded by what is registered."""
+        if not self._metrics.owns(self, self._labels):
+            return
         families = (
             *self._metrics._stages.values(),
             self._metrics._batch_size,

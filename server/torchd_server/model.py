@@ -170,8 +170,6 @@ class ModelVersion:
         """Starts workers up to the least wanted, or lets go those above the most."""
         self.settings = replace(self.settings, min_workers=min_workers, max_workers=max_workers)
         self._pool.scale(min(max(self._pool.wanted, min_workers), max_workers))
-        if not self._pool.wanted:
-            self._answer_waiting(errors.NoWorker(self.name, self.version))
 
     async def settle(self) -> errors.TorchdError | None:
         """Waits until every wanted worker is ready (None), or one has failed (its error)."""
@@ -264,6 +262,8 @@ class ModelVersion:
         self._metrics.worker_states(states)
         if self._pool.given_up is not None and not self._pool.ready:
             self._answer_waiting(self._failed(self._pool.given_up))
+        elif not self._pool.wanted:  # also what a leaving worker hands back finds nobody
+            self._answer_waiting(errors.NoWorker(self.name, self.version))
         self._on_change()
 
     def _failed(self, failure: WorkerFailure) -> errors.ModelFailed:

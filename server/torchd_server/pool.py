@@ -81,11 +81,7 @@ class WorkerPool:
 
     def scale(self, wanted: int) -> None:
         """Sets the wanted number: new workers start, surplus ones finish and leave; a failed pool tries anew."""
-        if self.given_up is not None:
-            self.given_up = None
-            self._failures = 0
-            for slot in self._slots:
-                self._open(slot)
+        self._revive()
         while len(self._slots) < wanted:
             slot = _Slot(next(self._numbers))
             self._slots.append(slot)
@@ -115,9 +111,20 @@ class WorkerPool:
             await asyncio.wait(self._leaving)
 
     def changed(self) -> None:
-        """Something about a worker changed: wakes who waits for it."""
+        """Something about a worker changed: wakes who waits for it; one that got ready after all revives the pool."""
+        if self.ready:
+            self._revive()
         self._changed.set()
         self._on_change()
+
+    def _revive(self) -> None:
+        if self.given_up is None:
+            return
+        self.given_up = None
+        self._failures = 0
+        for slot in self._slots:
+            if slot.task is None or slot.task.done():
+                self._open(slot)
 
     def _open(self, slot: _Slot) -> None:
         slot.task = asyncio.get_running_loop().create_task(self._keep(slot), name=f"keep worker slot {slot.number}")
@@ -138,24 +145,37 @@ class WorkerPool:
     async def _keep(self, slot: _Slot) -> None:
         """Runs one worker after the other in this slot, until it is dismissed or the pool gives up."""
         while not slot.leaving and self.given_up is None:
-            slot.worker = worker = self._make_worker()
             try:
-                await worker.start()
-            except errors.TorchdError as error:
-                logger.debug("worker %s did not start: %s", worker.name, error)
-            await asyncio.wait([worker.dead])
-            if slot.leaving:
-                return
-            slot.worker = None
-            self._note_failure(worker, worker.dead.result())
+                slot.worker = worker = self._make_worker()
+            except Exception as error:  # a bug of ours must not end the slot in silence
+                logger.exception("a worker could not be made")
+                self._note_failure(None, errors.LoadFailed(f"the worker could not be made: {error}"))
+            else:
+                await self._live(worker)
+                if slot.leaving:
+                    return
+                slot.worker = None
+                self._note_failure(worker, worker.dead.result())
             if self.given_up is None:
                 await asyncio.sleep(self._back_off())
 
-    def _note_failure(self, worker: Worker, error: errors.TorchdError) -> None:
-        self._failures = 1 if worker.has_answered else self._failures + 1
-        self.last_failure = WorkerFailure(worker.name, datetime.now(UTC), error, worker.stderr)
+    async def _live(self, worker: Worker) -> None:
+        """From its start to its death, however it comes."""
+        try:
+            await worker.start()
+        except errors.TorchdError as error:
+            logger.debug("worker %s did not start: %s", worker.name, error)
+        except Exception as error:
+            logger.exception("worker %s could not be started", worker.name)
+            worker.kill(errors.LoadFailed(f"the worker could not be started: {error}"))
+        await asyncio.wait([worker.dead])
+
+    def _note_failure(self, worker: Worker | None, error: errors.TorchdError) -> None:
+        self._failures = 1 if worker is not None and worker.has_answered else self._failures + 1
+        name, stderr = (worker.name, worker.stderr) if worker is not None else ("", deque[str]())
+        self.last_failure = WorkerFailure(name, datetime.now(UTC), error, stderr)
         trace = getattr(error, "traceback", "")
-        identity = {"model": worker.plan.load.model, "version": worker.plan.load.version, "worker": worker.name}
+        identity = worker.identity if worker is not None else {}
         logger.error("worker failed: %s%s", error, f"\n{trace}" if trace else "", extra=identity)
         if self._failures >= FAILURES_BEFORE_GIVING_UP and self.ready == 0:
             self.given_up = self.last_failure
@@ -166,5 +186,5 @@ class WorkerPool:
         """Nothing after the first failure, then 0.5 s, doubled up to a minute, with jitter so that models spread."""
         if self._failures <= 1:
             return 0.0
-        seconds = min(BACK_OFF_MOST_SECONDS, BACK_OFF_FIRST_SECONDS * 2.0 ** (self._failures - 2))
+        seconds = min(BACK_OFF_MOST_SECONDS, BACK_OFF_FIRST_SECONDS * 2.0 ** min(self._failures - 2, 20))
         return seconds * random.uniform(1 - JITTER, 1 + JITTER)

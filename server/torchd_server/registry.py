@@ -54,6 +54,11 @@ class ModelRegistry:
         found = self._models.get(model.name)
         return found is not None and found.versions.get(found.default) is model
 
+    def holds(self, model: ModelVersion) -> bool:
+        """Whether this very version is registered."""
+        found = self._models.get(model.name)
+        return found is not None and found.versions.get(model.version) is model
+
     def check_free(self, name: str, version: str) -> None:
         """Raises ModelExists if this version is registered."""
         if name in self._models and version in self._models[name].versions:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,8 +68,13 @@ class RunDirectory:
 
     def _check_owner(self) -> None:
         status = os.stat(self.path, follow_symlinks=False)
-        if status.st_uid != os.getuid() or self.path.is_symlink() or not self.path.is_dir():
+        if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
             raise RunDirectoryTaken(f"{self.path} is not a folder of user {os.getuid()}; choose another --run-dir")
+        # Who owns the folder above could put another one in its place.
+        above = os.stat(self.path.parent)
+        is_shared = above.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not above.st_mode & stat.S_ISVTX
+        if above.st_uid not in (0, os.getuid()) or is_shared:
+            raise RunDirectoryTaken(f"others may change {self.path.parent}; choose another --run-dir")
         os.chmod(self.path, 0o700)
 
     def _holder(self) -> str:

@@ -5,6 +5,7 @@ A default is written once, here; the command line, the documentation and the tes
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ class SettingInvalid(ValueError):
     """A setting's value will not do; the message names the key, the value and what would do."""
 
     def __init__(self, key: str, value: object, expected: str) -> None:
+        self.key = key
         super().__init__(f"{key}: {value!r} will not do; expected {expected}")
 
 
@@ -45,6 +47,8 @@ class ModelSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise SettingInvalid(name, value, f"a whole number from {low} to {high}")
+        if not isinstance(self.device_ids, tuple) or not all(type(device) is int for device in self.device_ids):
+            raise SettingInvalid("device_ids", self.device_ids, "a list of whole numbers")
         if self.max_workers < self.min_workers:
             raise SettingInvalid("max_workers", self.max_workers, f"at least min_workers, which is {self.min_workers}")
         for name, choices in _CHOICES.items():
@@ -100,7 +104,9 @@ def merge_model_settings(
             value = config_file[key]
             values[name] = tuple(value) if isinstance(value, list) else value
     values |= {name: value for name, value in call.items() if value is not None}
-    values.setdefault("max_workers", max(values.get("min_workers", defaults.min_workers), defaults.max_workers))
+    least = values.get("min_workers", defaults.min_workers)
+    if "max_workers" not in values and isinstance(least, int):
+        values["max_workers"] = max(least, defaults.max_workers)
     return replace(defaults, **values)
 
 
@@ -133,7 +139,10 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine reaches it."""
-        return self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:  # a name: whatever it stands for
+            return False
 
     def __str__(self) -> str:
         """As gRPC and browsers write it."""

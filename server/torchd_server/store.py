@@ -20,6 +20,7 @@ from torchd_server.faults import fault
 
 CONFIG_BYTES = 256 * 1024
 CONFIG_ALIASES = 50
+CONFIG_NODES = 10_000
 ARCHIVE_SUFFIXES = (".mar", ".tar.gz", ".tgz")
 
 
@@ -34,14 +35,10 @@ class UnpackedModel:
     handler: str
     runtime: str
     config: Mapping[str, Any]
+    config_json: str
     manifest_json: str
     # False where the archive is a folder of the store itself, which is served in place.
     is_ours: bool
-
-    @property
-    def config_json(self) -> str:
-        """model-config.yaml as the worker is told it."""
-        return json.dumps(self.config, default=str)
 
 
 class ModelStore:
@@ -54,9 +51,11 @@ class ModelStore:
 
     def names(self) -> list[str]:
         """Every archive there is, in order of its name."""
-        if self._directory is None:
+        try:
+            entries = list(self._directory.iterdir()) if self._directory is not None else []
+        except OSError:  # taken away meanwhile: it holds nothing
             return []
-        return sorted(entry.name for entry in self._directory.iterdir() if self._is_archive(entry))
+        return sorted(entry.name for entry in entries if self._is_archive(entry))
 
     async def fetch(self, url: str) -> UnpackedModel:
         """Unpacks the archive of this name; raises ArchiveNotFound, UrlNotAllowed or ArchiveInvalid."""
@@ -87,12 +86,20 @@ class ModelStore:
             raise errors.ArchiveNotFound(f"Relative path is not allowed in url: {url}")
         if "/" in url.rstrip("/"):
             raise errors.UrlNotAllowed(f"'{url}' is a path; give the name of a file in the model store")
-        path = self._directory / url.rstrip("/")
-        if path.is_symlink() and self._directory.resolve() not in path.resolve().parents:
+        name = url.rstrip("/")
+        if name in ("", "."):
+            raise errors.BadRequest(f"'{url}' names no archive; give the name of a file in the model store")
+        path = self._directory / name
+        try:
+            is_elsewhere = path.is_symlink() and self._directory.resolve() not in path.resolve().parents
+            exists = path.exists()
+        except (OSError, RuntimeError):  # a name too long, a loop of links
+            is_elsewhere = exists = False
+        if is_elsewhere:
             raise errors.UrlNotAllowed(f"'{url}' is a link out of the model store")
-        if not path.exists():
+        if not exists:
             known = ", ".join(self.names()[:10]) or "nothing"
-            raise errors.ArchiveNotFound(f"Model not found at: {url} (the model store has {known})")
+            raise errors.ArchiveNotFound(f"Model not found at: {url[:200]} (the model store has {known})")
         return path
 
     def _is_archive(self, entry: Path) -> bool:
@@ -109,6 +116,7 @@ def _unpack(url: str, path: Path, destination: Path) -> UnpackedModel:
     is_ours = directory == destination
     try:
         config = _read_config(directory, manifest.config_file)
+        config_json = _as_json(config, manifest.config_file)
     except errors.ArchiveInvalid:
         if is_ours:
             shutil.rmtree(directory, ignore_errors=True)
@@ -121,6 +129,7 @@ def _unpack(url: str, path: Path, destination: Path) -> UnpackedModel:
         handler=manifest.handler or "",
         runtime=manifest.runtime or "python",
         config=config,
+        config_json=config_json,
         manifest_json=json.dumps(dict(manifest.raw)),
         is_ours=is_ours,
     )
@@ -150,16 +159,41 @@ def _read_config(directory: Path, name: str | None) -> Mapping[str, Any]:
     return config
 
 
+def _as_json(config: Mapping[str, Any], name: str | None) -> str:
+    """The file as the worker is told it; dates and the like become text."""
+    try:
+        return json.dumps(config, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise errors.ArchiveInvalid(f"config file '{name}' has what JSON cannot say: {error}") from error
+
+
 class _BoundedLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with a cap on aliases: a few of them can stand for gigabytes."""
+    """PyYAML's safe loader with a cap on what the document stands for: a few aliases can stand for gigabytes."""
 
     def __init__(self, stream: bytes) -> None:
         super().__init__(stream)
+        # Nodes each node stands for, aliases followed. The nodes themselves are kept, so that no id is used twice.
+        self._sizes: dict[int, tuple[int, yaml.Node]] = {}
         self._aliases = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            self._aliases += 1
-            if self._aliases > CONFIG_ALIASES:
-                raise yaml.YAMLError(f"more than {CONFIG_ALIASES} aliases")
-        return super().compose_node(parent, index)
+        is_alias = self.check_event(yaml.AliasEvent)
+        self._aliases += is_alias
+        if self._aliases > CONFIG_ALIASES:
+            raise yaml.YAMLError(f"it has more than {CONFIG_ALIASES} aliases")
+        node = super().compose_node(parent, index)
+        if node is None:
+            return None
+        if id(node) not in self._sizes:
+            if is_alias:
+                raise yaml.YAMLError("an alias inside what it stands for")
+            self._sizes[id(node)] = (1 + sum(self._sizes[id(child)][0] for child in _children(node)), node)
+        if self._sizes[id(node)][0] > CONFIG_NODES:
+            raise yaml.YAMLError(f"it stands for more than {CONFIG_NODES} values")
+        return node
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [child for pair in node.value for child in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []

@@ -149,6 +149,11 @@ class Worker:
         """Requests with it that somebody still waits for."""
         return sum(request is not None for request in self._step.values())
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What its log records carry."""
+        return {"model": self.plan.load.model, "version": self.plan.load.version, "worker": self.name}
+
     async def start(self) -> None:
         """Starts the process and loads the model; raises LoadFailed or another error if it comes to nothing."""
         share = self._threads.join(self, self._new_thread_share)
@@ -156,7 +161,9 @@ class Worker:
         try:
             self._process = await self._placement.launch(self._spec(), self._output)
             self._process.exited.add_done_callback(self._exited)
+            self._check_wanted()
             self._link = await Link.open(self._process.socket, self, self.plan.frame_limits)
+            self._check_wanted()
         except OSError as error:
             failure = errors.LoadFailed(f"the worker process could not be started: {error}")
             self.kill(failure)
@@ -164,6 +171,14 @@ class Worker:
         self._link.send(replace(self.plan.load, threads=self.threads))
         self._timer = self._clock.call_at(self._clock.time() + self.plan.startup_timeout, self._load_timeout)
         await self._loaded
+
+    def _check_wanted(self) -> None:
+        """Whoever stopped it while its process was being started found nothing to kill: that is made up for here."""
+        if self.dead.done():
+            self._close()
+            if self._process is not None:
+                self._process.kill()
+            raise self.dead.result()
 
     async def stop(self, grace_seconds: float) -> None:
         """Lets it finish what it runs, at most `grace_seconds`, then unloads it; returns when the process is gone."""
@@ -231,7 +246,7 @@ class Worker:
             case Started():
                 self._has_started = message.step == self._step_number
             case Log():
-                model_logger.log(message.level, "%s: %s", message.logger, message.text, extra=self._identity())
+                model_logger.log(message.level, "%s: %s", message.logger, message.text, extra=self.identity)
             case Metric():
                 logger.debug("metric %s=%s of worker %s", message.name, message.value, self.name)
             case Progress():
@@ -261,9 +276,6 @@ class Worker:
         fixed = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), share)
         return replace(self.plan.spec, environment={**fixed, **self.plan.spec.environment})
 
-    def _identity(self) -> dict[str, str]:
-        return {"model": self.plan.load.model, "version": self.plan.load.version, "worker": self.name}
-
     def _become(self, state: WorkerState) -> None:
         self.state = state
         self._on_change()
@@ -273,6 +285,8 @@ class Worker:
             raise ProtocolError(f"the worker speaks protocol {hello.protocol}, the daemon {PROTOCOL_VERSION}")
         if hello.incarnation != self.incarnation:
             raise ProtocolError(f"the worker says it is {hello.incarnation}, but {self.incarnation} was started")
+        if self.state is not WorkerState.STARTING:
+            raise ProtocolError(f"hello while {self.state.value}")
         self._become(WorkerState.LOADING)
 
     def _become_ready(self) -> None:
@@ -296,8 +310,7 @@ class Worker:
         self._kill_hung(errors.WorkerTimeout(f"the worker did not answer within response_timeout, {seconds:g} s"))
 
     def _kill_hung(self, cause: errors.TorchdError) -> None:
-        logger.warning("worker hangs and is killed: %s", cause, extra=self._identity())
-        self._cause = self._cause or cause
+        logger.warning("worker hangs and is killed: %s", cause, extra=self.identity)
         if self._process is not None:
             self._process.dump_stacks()
         self._timer = self._clock.call_at(self._clock.time() + STACK_DUMP_SECONDS, lambda: self.kill(cause))
@@ -315,6 +328,7 @@ class Worker:
     def _reply(self, reply: Reply) -> None:
         if reply.request not in self._step:
             raise ProtocolError(f"an answer to request {reply.request}, which this worker does not run")
+        self._has_started = True
         if reply.more:
             self._arm_hang_timer()
             request = self._step[reply.request]
@@ -329,10 +343,10 @@ class Worker:
     def _failure(self, failure: Failure) -> None:
         if failure.request not in self._step:
             raise ProtocolError(f"a failure of request {failure.request}, which this worker does not run")
-        self.has_answered = True
+        self._has_started = self.has_answered = True
         request = self._step.pop(failure.request)
         if failure.traceback:
-            logger.error("handler failed: %s\n%s", failure.message, failure.traceback, extra=self._identity())
+            logger.error("handler failed: %s\n%s", failure.message, failure.traceback, extra=self.identity)
         if request is not None:
             request.finish(error_of(failure))
         if failure.end_of_step:
@@ -362,7 +376,7 @@ class Worker:
         if stream == "stderr":
             self.stderr.append(line)
         level = logging.WARNING if stream == "stderr" else logging.INFO
-        model_logger.log(level, "%s", line, extra=self._identity())
+        model_logger.log(level, "%s", line, extra=self.identity)
 
     def _exited(self, future: asyncio.Future[Exit]) -> None:
         if future.cancelled():

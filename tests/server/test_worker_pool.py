@@ -57,9 +57,7 @@ class Bench:
             0,
             FrameLimits(),
         )
-        return Worker(
-            plan, self.placement, self.policy, self.threads, self.metrics, self.clock, self.pool.changed
-        )
+        return Worker(plan, self.placement, self.policy, self.threads, self.metrics, self.clock, self.pool.changed)
 
     def _changed(self) -> None:
         self.changes += 1

@@ -20,12 +20,31 @@ def usable_cores(cgroup: Path = CGROUP) -> int:
 
 
 def _quota(cgroup: Path) -> float:
-    """Cores the control group grants (https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files)."""
+    """Cores the control groups grant, this process's own and those above it.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files; version 1 is asked where 2 says nothing.
+    """
+    own = cgroup / _own_group()
+    return min(_quota_v1(cgroup), *(_quota_v2(group) for group in (own, *own.parents) if group.is_relative_to(cgroup)))
+
+
+def _own_group() -> str:
     try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
+
+
+def _quota_v2(group: Path) -> float:
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
         return math.inf if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
-        pass
+        return math.inf
+
+
+def _quota_v1(cgroup: Path) -> float:
     try:
         quota_us = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
         period_us = int((cgroup / "cpu/cpu.cfs_period_us").read_text())

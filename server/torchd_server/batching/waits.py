@@ -5,22 +5,24 @@ answer each other's pace: of eight clients served together, the first to come ba
 would wait for it, and every second batch would hold one request: half the throughput. So an idle worker waits while
 company can be expected, and three observations say whether it can:
 
-- as many as were in the system at once since the last batch left (waiting or running) are here: nobody else is known,
-  so nothing is worth waiting for. With one client this is always so, and a lone request never waits.
+- as many as were in the system at once lately (waiting or running, the most of the last few batches) are here: nobody
+  else is known, so nothing is worth waiting for. With one client this is always so, and a lone request never waits.
 - nobody has come for `linger` seconds, a quarter of what a batch lately cost (1 ms at least): who was expected has gone
   or thinks. Waiting then costs at most that quarter, and never more than the whole delay.
-- the oldest request has waited the whole delay, counted from its arrival: the delay is an upper bound, not a price.
+- the whole delay is over, counted from when a worker could have taken the oldest request: an upper bound, not a price.
 
 `scripts/bench_batching.py` shows both rules side by side.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Protocol
 
 LINGER_SHARE = 0.25
 LINGER_LEAST_SECONDS = 0.001
 COST_WEIGHT = 0.2
+REMEMBERED_BATCHES = 8
 
 
 class BatchWait(Protocol):
@@ -74,7 +76,9 @@ class AdaptiveWait:
         self._delay = delay_seconds
         self._last_arrival = 0.0
         self._opened = 0.0
-        self._peak = 0
+        # The most in the system at once, one entry for each of the last batches and one for now: with several workers
+        # the clients of one batch are still on their way back when the next batch leaves.
+        self._peaks = deque([0], maxlen=REMEMBERED_BATCHES)
         self._cost = 0.0
 
     def opened(self, now: float) -> None:
@@ -84,11 +88,11 @@ class AdaptiveWait:
     def arrived(self, now: float, in_system: int) -> None:
         """Company came."""
         self._last_arrival = now
-        self._peak = max(self._peak, in_system)
+        self._peaks[-1] = max(self._peaks[-1], in_system)
 
     def left(self, in_system: int) -> None:
-        """From here the most in the system at once is counted anew."""
-        self._peak = in_system
+        """From here the most in the system at once is counted anew; the oldest count is forgotten."""
+        self._peaks.append(in_system)
 
     def ran(self, seconds: float) -> None:
         """Follows the cost of a batch."""
@@ -96,10 +100,10 @@ class AdaptiveWait:
 
     def until(self, oldest: float, queued: int, running: int) -> float:
         """At once if everybody known is here, else when lingering stops paying or the delay is over."""
-        if queued + running >= self._peak:
+        if queued + running >= max(self._peaks):
             return oldest
         linger = max(LINGER_LEAST_SECONDS, LINGER_SHARE * self._cost)
-        return min(oldest + self._delay, max(self._last_arrival, self._opened) + linger)
+        return min(max(oldest, self._opened) + self._delay, max(self._last_arrival, self._opened) + linger)
 
 
 WAITS: dict[str, type[FullWait] | type[AdaptiveWait]] = {"adaptive": AdaptiveWait, "full": FullWait}

@@ -59,7 +59,12 @@ class LocalPlacement:
         finally:
             theirs.close()
         started = LocalProcess(process, ours)
-        await started.read_output(output)
+        try:
+            await started.read_output(output)
+        except BaseException:  # nobody else knows of it yet
+            started.kill()
+            started.close()
+            raise
         return started
 
 
@@ -98,7 +103,7 @@ class LocalProcess:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGUSR2)
 
     def close(self) -> None:
-        """Ends what its children still hold: the pipes."""
+        """Ends what its children still hold: the pipes. The socket is the link's, if it has taken it over."""
         for pipe in self._pipes:
             pipe.close()
 

@@ -59,15 +59,27 @@ def _unescape(text: str) -> str:
 def apply(settings: ServerSettings, path: Path) -> Applied:
     """`settings` with what the file says; raises SettingInvalid for a value that will not do, OSError for no file."""
     warnings = []
-    for key, value in parse(path.read_text()).items():
+    # Java reads the file as Latin-1; anything else is written as \\uXXXX.
+    for key, value in parse(path.read_text(encoding="latin-1")).items():
         apply_key = KEYS.get(key)
         if apply_key is not None:
-            settings = apply_key(settings, key, value.strip())
+            settings = _applied(apply_key, settings, key, value.strip())
         elif key in _WITHOUT_MEANING:
             warnings.append(f"{path}: {key} has no meaning here ({_WITHOUT_MEANING[key]})")
         else:
             warnings.append(f"{path}: key {key} is not known and was ignored")
     return Applied(settings, tuple(warnings))
+
+
+def _applied(apply_key: Apply, settings: ServerSettings, key: str, value: str) -> ServerSettings:
+    try:
+        return apply_key(settings, key, value)
+    except SettingInvalid as error:
+        if error.key == key:
+            raise
+        raise SettingInvalid(key, value, f"something else: {error}") from error
+    except ValueError as error:
+        raise SettingInvalid(key, value, f"something else: {error}") from error
 
 
 Apply = Callable[[ServerSettings, str, str], ServerSettings]

@@ -157,7 +157,7 @@ class _Route:
             return None
         found = {}
         for want, have in zip(self._template, path, strict=True):
-            if want.startswith("{"):
+            if want.startswith("{") and have:
                 found[want[1:-1]] = have
             elif want != have:
                 return None
