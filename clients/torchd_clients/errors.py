@@ -7,7 +7,7 @@
     |- Unauthenticated
     |- PermissionDenied: UrlNotAllowed, ModelApiDisabled
     |- Overloaded: QueueFull
-    |- Unavailable: NoWorker, ModelLoading, Draining; itself where no daemon was reached
+    |- Unavailable: NoWorker, Draining; itself where no daemon was reached
     |- ModelFailed, LoadFailed
     |- DeadlineExceeded: DeadlineInQueue
     |- Cancelled
@@ -123,10 +123,6 @@ class NoWorker(Unavailable):
     """No worker is wanted for this model."""
 
 
-class ModelLoading(Unavailable):
-    """The model's workers are starting."""
-
-
 class Draining(Unavailable):
     """The daemon, or the model, finishes its work and takes no more."""
 
@@ -195,7 +191,6 @@ CLASSES: dict[str | grpc.StatusCode, type[TorchdError]] = {
     "QUEUE_FULL": QueueFull,
     "NO_TICKET": Overloaded,
     "NO_WORKER": NoWorker,
-    "MODEL_LOADING": ModelLoading,
     "DRAINING": Draining,
     "MODEL_FAILED": ModelFailed,
     "POISON": ModelFailed,

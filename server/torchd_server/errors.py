@@ -6,7 +6,7 @@ TorchdError
 |- ArchiveInvalid
 |- ModelExists, DefaultVersionInUse, ModelApiDisabled
 |- Overloaded: QueueFull
-|- Unavailable: NoWorker, ModelLoading, Draining
+|- Unavailable: NoWorker, Draining
 |- ModelFailed
 |- LoadFailed, OutOfMemory
 |- DeadlineExceeded: DeadlineInQueue
@@ -123,14 +123,6 @@ class NoWorker(Unavailable):
     def __init__(self, model: str, version: str) -> None:
         self.model, self.version = model, version
         super().__init__(f"model '{model}' version {version} has no worker; scale it to at least one")
-
-
-class ModelLoading(Unavailable):
-    """The model's workers are starting."""
-
-    def __init__(self, model: str, version: str) -> None:
-        self.model, self.version = model, version
-        super().__init__(f"the workers of model '{model}' version {version} are still loading")
 
 
 class Draining(Unavailable):

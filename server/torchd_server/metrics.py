@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -35,6 +37,8 @@ class Metrics:
         )
         self._depth = Gauge("torchd_queue_depth", "Requests waiting", version, registry=self._registry)
         self._workers = Gauge("torchd_workers", "Workers by state", (*version, "state"), registry=self._registry)
+        tasks = Gauge("torchd_tasks", "Asyncio tasks of the daemon", registry=self._registry)
+        tasks.set_function(lambda: len(asyncio.all_tasks()))
         self._restarts = Counter(
             "torchd_worker_failures", "Workers that died or could not load", version, registry=self._registry
         )

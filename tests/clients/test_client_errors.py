@@ -35,7 +35,6 @@ TOLD = [
     (Code.RESOURCE_EXHAUSTED, "NO_TICKET", errors.Overloaded),
     (Code.RESOURCE_EXHAUSTED, "OVERLOADED", errors.Overloaded),
     (Code.UNAVAILABLE, "NO_WORKER", errors.NoWorker),
-    (Code.UNAVAILABLE, "MODEL_LOADING", errors.ModelLoading),
     (Code.UNAVAILABLE, "DRAINING", errors.Draining),
     (Code.FAILED_PRECONDITION, "MODEL_FAILED", errors.ModelFailed),
     (Code.FAILED_PRECONDITION, "POISON", errors.ModelFailed),

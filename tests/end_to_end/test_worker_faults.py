@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psutil
@@ -336,13 +337,25 @@ def test_a_stopped_daemon_has_let_go_of_everything(arena: Arena) -> None:
             arena.predict(client).json()
             client.unregister("zoo")
 
-        def holdings() -> tuple[int, int, int]:
-            return process.num_fds(), process.num_threads(), len(process.children(recursive=True))
+        def is_back(before: tuple[int, int, int] | None = None) -> tuple[int, int, int] | None:
+            """Descriptors, threads and tasks, once no worker is left and they are not more than `before`."""
+            now = process.num_fds(), process.num_threads(), _tasks(daemon)
+            if process.children(recursive=True):
+                return None
+            return now if before is None or all(have <= had for have, had in zip(now, before, strict=True)) else None
 
         live()  # what is made once stays
-        eventually(lambda: holdings()[2] == 0)
-        descriptors, threads, _ = holdings()
+        descriptors, threads, tasks = eventually(is_back)
         for _ in range(3):
             live()
-        eventually(lambda: holdings()[0] <= descriptors and holdings()[1] <= threads + 1 and holdings()[2] == 0)
+        eventually(lambda: is_back((descriptors, threads + 1, tasks)))
         assert os.path.exists(f"/proc/{daemon.pid}")
+
+
+def _tasks(daemon: Daemon) -> int:
+    """The daemon's asyncio tasks, as it counts them itself."""
+    connection = http.client.HTTPConnection(*daemon.host_and_port("metrics"))
+    with closing(connection):
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+    return int(float(next(line.split()[1] for line in lines if line.startswith("torchd_tasks "))))

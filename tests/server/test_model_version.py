@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ class Bench:
         self.clock = ManualClock()
         self.placement = FakePlacement(*behaviours)
         self.metrics = Metrics()
-        unpacked = UnpackedModel("m.mar", Path("/nowhere"), "m", "1.0", "handler.py", "python", {"a": 1}, '{"a": 1}', "{}", True)
+        config = {"a": 1}
+        files = (config, json.dumps(config), "{}")
+        unpacked = UnpackedModel("m.mar", Path("/nowhere"), "m", "1.0", "handler.py", "python", *files, True)
         self.changes = 0
         self.model = ModelVersion(
             "m",

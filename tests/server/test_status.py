@@ -28,7 +28,6 @@ AGREED: list[tuple[errors.TorchdError, int, str, str, bool]] = [
     (errors.QueueFull("m", "1", 100), 503, "RESOURCE_EXHAUSTED", "QUEUE_FULL", True),
     (errors.Overloaded("no"), 503, "RESOURCE_EXHAUSTED", "OVERLOADED", True),
     (errors.NoWorker("m", "1"), 503, "UNAVAILABLE", "NO_WORKER", True),
-    (errors.ModelLoading("m", "1"), 503, "UNAVAILABLE", "MODEL_LOADING", True),
     (errors.Draining(), 503, "UNAVAILABLE", "DRAINING", True),
     (errors.ModelFailed("m", "1", "no"), 503, "FAILED_PRECONDITION", "MODEL_FAILED", False),
     (errors.LoadFailed("no"), 500, "FAILED_PRECONDITION", "LOAD_FAILED", False),

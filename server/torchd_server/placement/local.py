@@ -103,7 +103,8 @@ class LocalProcess:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGUSR2)
 
     def close(self) -> None:
-        """Ends what its children still hold: the pipes. The socket is the link's, if it has taken it over."""
+        """Ends what its children may still hold open: the pipes and the socket."""
+        self.socket.close()
         for pipe in self._pipes:
             pipe.close()
 

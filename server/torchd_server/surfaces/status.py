@@ -85,7 +85,6 @@ TABLE: dict[type[Exception], Row] = {
     ),
     errors.Overloaded: Row(_C.RESOURCE_EXHAUSTED, "OVERLOADED", 503, "ServiceUnavailableException"),
     errors.NoWorker: Row(_C.UNAVAILABLE, "NO_WORKER", 503, "ServiceUnavailableException", _no_worker_sentence),
-    errors.ModelLoading: Row(_C.UNAVAILABLE, "MODEL_LOADING", 503, "ServiceUnavailableException"),
     errors.Draining: Row(_C.UNAVAILABLE, "DRAINING", 503, "ServiceUnavailableException"),
     errors.ModelFailed: Row(_C.FAILED_PRECONDITION, "MODEL_FAILED", 503, "ServiceUnavailableException"),
     errors.OutOfMemory: Row(_C.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", 507, "InternalServerException"),
