@@ -130,14 +130,7 @@ def _serve_parser() -> argparse.ArgumentParser:
 
 def _serve_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> ServerSettings:
     """The precedence of `torchd serve`: defaults < environment's thread number < config file < flags."""
-    posture = POSTURES["torchd"]
-    settings = ServerSettings(
-        posture=posture,
-        model_api=posture.model_api,
-        environment=dict(environment),
-        worker_threads=threads_of(environment),
-    )
-    settings = _with_file(settings, flags.config)
+    settings = _with_file(_defaults("torchd", environment), flags.config)
     for name in API_NAMES:
         address: Address = getattr(settings.listeners, name)
         port = getattr(flags, f"{name}_port")
@@ -175,21 +168,26 @@ def _torchserve_parser() -> argparse.ArgumentParser:
 
 
 def _torchserve_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> ServerSettings:
-    """The precedence of `torchserve`: TorchServe's defaults < config file < flags."""
-    posture = POSTURES["torchserve"]
-    settings = ServerSettings(
-        posture=posture,
-        model_api=posture.model_api,
-        environment=dict(environment),
-        worker_threads=threads_of(environment),
-    )
-    config = flags.ts_config or (Path(environment["TS_CONFIG_FILE"]) if environment.get("TS_CONFIG_FILE") else None)
-    settings = _with_file(settings, config)
+    """The precedence of `torchserve`: TorchServe's defaults < config file (the environment's first) < flags."""
+    named = environment.get("TS_CONFIG_FILE")
+    config = Path(named) if named else flags.ts_config
+    settings = _with_file(_defaults("torchserve", environment), config)
     if flags.enable_model_api:
         settings = replace(settings, model_api=True)
     if flags.model_store is None and settings.model_store is None:
         _refuse("Missing mandatory parameter --model-store", 1)
     return _with_store(settings, flags.model_store, flags.models, None, environment)
+
+
+def _defaults(name: str, environment: Mapping[str, str]) -> ServerSettings:
+    posture = POSTURES[name]
+    return ServerSettings(
+        posture=posture,
+        limits=posture.limits,
+        model_api=posture.model_api,
+        environment=dict(environment),
+        worker_threads=threads_of(environment),
+    )
 
 
 def _weaknesses(flags: argparse.Namespace, settings: ServerSettings) -> list[str]:

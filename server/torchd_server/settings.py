@@ -6,9 +6,10 @@ A default is written once, here; the command line, the documentation and the tes
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,13 @@ class Limits:
     drain_grace: float = 30.0
     unload_grace: float = 30.0
 
+    def __post_init__(self) -> None:
+        """Refuses what is no limit."""
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if not 0 <= value < math.inf:  # also refuses what is not a number
+                raise SettingInvalid(limit.name, value, "a number from 0 up")
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -192,6 +200,7 @@ class Posture:
     worker_environment: str | None
     # Workers a model gets at start when nothing names a number; None means one per GPU, else one per core.
     workers_at_start: int | None
+    limits: Limits
 
 
 _WORKER_ENVIRONMENT = (
@@ -201,8 +210,10 @@ _WORKER_ENVIRONMENT = (
 )
 
 POSTURES = {
-    "torchd": Posture("torchd", True, True, _WORKER_ENVIRONMENT, 1),
-    "torchserve": Posture("torchserve", False, True, None, None),
+    "torchd": Posture("torchd", True, True, _WORKER_ENVIRONMENT, 1, Limits()),
+    "torchserve": Posture(
+        "torchserve", False, True, None, None, Limits(request_bytes=6_553_500, response_bytes=6_553_500)
+    ),
 }
 
 
