@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 FLOORS = {
     "cli": 13,
     "commands": 13,
+    "start": 13,
     "daemon": 12,
     "surfaces": 11,
     "torchserve": 10,

@@ -8,15 +8,16 @@ import logging
 import os
 import sys
 import uuid
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from torchd_archiver import cli as archiver_cli
 from torchd_protos.frames import Call, Header, Part
-from torchd_server import cli, daemon, errors, logs
-from torchd_server.settings import POSTURES, ServerSettings
+from torchd_server import daemon, errors, logs, start
 
 HELP = "Serves PyTorch models over gRPC and REST."
 NEXT = (
@@ -36,9 +37,10 @@ def torchd() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    # argparse reads the flags of these two before typer is imported; here they only stand in the list.
-    app.command("serve", help="Run the daemon until SIGTERM or Ctrl-C (torchd serve --help).")(_serve)
-    app.command("archive", help="Pack a model: torch-model-archiver's flags (torchd archive --help).")(_archive)
+    # argparse reads the flags of these two.
+    theirs = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+    app.command("serve", help="Run the daemon until SIGTERM or Ctrl-C.", context_settings=theirs)(_serve)
+    app.command("archive", help="Pack a model, with torch-model-archiver's flags.", context_settings=theirs)(_archive)
     app.command("run")(run)
     for entry_point in entry_points(group="torchd.commands"):
         entry_point.load()(app)
@@ -47,7 +49,7 @@ def torchd() -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"torchd {cli.VERSION}")
+        print(f"torchd {start.VERSION}")
         raise typer.Exit
 
 
@@ -59,12 +61,12 @@ def _options(
     """The options of `torchd` itself."""
 
 
-def _serve() -> None:
-    cli.serve_command([])
+def _serve(context: typer.Context) -> None:
+    start.serve(context.args)
 
 
-def _archive() -> None:
-    cli.main(["archive", "--help"])
+def _archive(context: typer.Context) -> None:
+    raise typer.Exit(archiver_cli.main(context.args))
 
 
 def run(
@@ -85,12 +87,7 @@ def run(
         parts=[Part("body", content_type, body)],
         timeout_ms=int(timeout * 1000),
     )
-    settings = ServerSettings(
-        posture=POSTURES["torchd"],
-        model_store=archive.absolute().parent,
-        environment=dict(os.environ),
-        worker_threads=cli.threads_of(os.environ),
-    )
+    settings = replace(start.defaults("torchd", os.environ), model_store=archive.absolute().parent)
     logs.configure("text", "info")
     logging.getLogger("torchd_server").setLevel(logging.CRITICAL)  # what the handler says is enough
     try:

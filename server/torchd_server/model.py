@@ -172,7 +172,7 @@ class ModelVersion:
         self._pool.scale(min(max(self._pool.wanted, min_workers), max_workers))
 
     async def settle(self) -> errors.TorchdError | None:
-        """Waits until every wanted worker is ready (None), or one has failed (its error)."""
+        """Waits until every wanted worker is ready and every surplus one gone (None), or one has failed (its error)."""
         return await self._pool.settle()
 
     async def drain(self, grace_seconds: float) -> None:

@@ -91,7 +91,7 @@ class WorkerPool:
         self.changed()
 
     async def settle(self) -> errors.TorchdError | None:
-        """Waits until every wanted worker is ready (None), or one has failed (its error)."""
+        """Waits until every wanted worker is ready and every surplus one gone (None), or one has failed (its error)."""
         failure = self.last_failure
         while self.ready < self.wanted:
             if self.last_failure is not failure and self.last_failure is not None:
@@ -100,6 +100,8 @@ class WorkerPool:
                 return self.given_up.error
             self._changed.clear()
             await self._changed.wait()
+        if self._leaving:
+            await asyncio.wait(self._leaving)
         return None
 
     async def stop(self, grace_seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Every setting of the daemon and of one model version: frozen values, built once in cli.py and handed down.
+"""Every setting of the daemon and of one model version: frozen values, built once in start.py and handed down.
 
 A default is written once, here; the command line, the documentation and the tests read it from here.
 """

@@ -6,14 +6,11 @@ One Context lives as long as its worker; handlers keep attributes of their own o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torchd_workers.channel import RunningRequest
 from torchd_workers.metrics import Metrics
-
-if TYPE_CHECKING:
-    from torchd_workers.streaming import ChunkSender
 
 # The version that handlers written for TorchServe ask for.
 TORCHSERVE_VERSION = "0.12.0"
@@ -97,7 +94,8 @@ class Context:
         self.header_key_sequence_end = "ts_request_sequence_end"
         # TorchServe's socket to its frontend; here nobody but the channel writes to the socket.
         self.cl_socket: None = None
-        self.chunk_sender: ChunkSender | None = None
+        # Sends one chunk for the request at an index (streaming.py); None where nothing can be streamed.
+        self.send_chunk: Callable[[Context, int, Any], None] | None = None
         self.running: Sequence[RunningRequest] = ()
 
     def begin(

@@ -39,13 +39,13 @@ def send_intermediate_predict_response(
 
     Raises Cancelled, which is no Exception, once nobody waits for any answer of the batch; it should pass through.
     """
-    if context is None or context.chunk_sender is None:
+    if context is None or context.send_chunk is None:
         raise RuntimeError("send_intermediate_predict_response needs the context the handler was called with")
     _check_requests(req_id_map, context)
     for index in req_id_map:
         if code != 200 and context.get_response_status(index)[0] == 200:
             context.set_response_status(code, message, index)
-        context.chunk_sender.send(context, index, ret[index])
+        context.send_chunk(context, index, ret[index])
     if all(request.over for request in context.running):
         raise Cancelled("nobody waits for the rest of the stream")
 

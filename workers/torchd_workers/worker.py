@@ -73,7 +73,7 @@ class Worker:
         self._channel.send(Progress(0, f"loading {load.handler}"))
         try:
             context = context_for(load, Metrics(self._channel.send, load.model))
-            context.chunk_sender = ChunkSender(self._channel, load.max_response_bytes)
+            context.send_chunk = ChunkSender(self._channel, load.max_response_bytes).send
             return load_handler(load.handler, context, threads)
         except BaseException as error:  # user code may raise anything, SystemExit too
             self._channel.send(load_failure_of(error, load.directory))
