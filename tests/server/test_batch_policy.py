@@ -266,6 +266,11 @@ class AnyTraffic(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.bench.clock.advance(seconds)
 
+    def finish_all(self) -> None:
+        for taker in self.takers:
+            if taker.running:
+                taker.finish(0.01)
+
     @precondition(lambda self: self.bench.requests)
     @invariant()
     def batches_are_bounded_and_in_order(self) -> None:
@@ -297,16 +302,12 @@ class AnyTraffic(RuleBasedStateMachine):
         assert len(queued) < SIZE, "a full batch waits beside an idle worker"
 
     def teardown(self) -> None:
-        for taker in self.takers:
-            if taker.running:
-                taker.finish(0.01)
+        self.finish_all()
         while self.bench.policy.depth:
-            taker = self.idle[0] if self.idle else self.takers[0]
-            if not taker.is_idle:
-                taker.wants_more()
+            if not self.idle:
+                self.takers[0].wants_more()
             self.bench.clock.advance(DELAY)
-            if taker.running:
-                taker.finish(0.01)
+            self.finish_all()
         assert all(request.state is State.DONE for request in self.bench.requests), "a request was lost"
 
 

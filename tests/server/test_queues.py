@@ -41,7 +41,7 @@ class FifoBesideAList(RuleBasedStateMachine):
     def put_back(self, most: int) -> None:
         back, self.taken = self.taken[:most], self.taken[most:]
         self.queue.put_back(back)
-        self.list[:0] = back
+        self.list = sorted(self.list + back, key=lambda request: request.number)
 
     @rule(request=requests)
     def discard(self, request: Request) -> None:

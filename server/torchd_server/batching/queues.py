@@ -18,7 +18,7 @@ class Queue(Protocol):
         """One more waits."""
 
     def put_back(self, requests: Iterable[Request]) -> None:
-        """These were taken but have not run: they are first again, in their order."""
+        """These were taken but have not run: each is again where it was."""
 
     def take(self, most: int) -> list[Request]:
         """The next ones, at most `most`."""
@@ -44,8 +44,9 @@ class Fifo:
         self._waiting[request.number] = request
 
     def put_back(self, requests: Iterable[Request]) -> None:
-        """Puts them first."""
-        self._waiting = {request.number: request for request in requests} | self._waiting
+        """Puts each where it was: numbers are given in the order of arrival."""
+        back = {request.number: request for request in requests}
+        self._waiting = dict(sorted((self._waiting | back).items()))
 
     def take(self, most: int) -> list[Request]:
         """The first ones."""
