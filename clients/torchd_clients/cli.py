@@ -32,7 +32,7 @@ Management = Annotated[
     str | None,
     typer.Option("--grpc-management", metavar="HOST:PORT", show_default=_FOUND.format("127.0.0.1:7071")),
 ]
-Model = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.", show_default=False)]
 Version = Annotated[str | None, typer.Option(help="Version of the model.", show_default="the default version")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Timeout = Annotated[float | None, typer.Option(help="Seconds to wait for the answer.", show_default="60")]
@@ -206,13 +206,14 @@ def _way_out(error: TorchdError) -> str:
         errors.Overloaded: "`torchd scale MODEL N` adds workers.",
         errors.NoWorker: "`torchd scale MODEL 1` starts one.",
         errors.ModelFailed: "`torchd describe MODEL` shows the traceback.",
-        errors.LoadFailed: "`torchd describe MODEL` shows the traceback, the daemon's log the rest.",
-        errors.HandlerFailed: "The daemon's log has the traceback.",
+        errors.LoadFailed: "The daemon's log has the traceback; `torchd run ARCHIVE -T FILE` shows it here.",
         errors.WorkerDied: "`torchd describe MODEL` shows how it ended.",
         errors.DeadlineExceeded: "`torchd models` shows how many requests wait.",
     }
     said = [f"({error.reason} from {error.address or 'the model'})"] if error.reason else []
     said += [hint for kind, hint in hints.items() if isinstance(error, kind)]
+    if error.reason in ("HANDLER_ERROR", "HANDLER_EXIT"):
+        said.append("The daemon's log has the traceback.")
     if error.retry_delay is not None:
         said.append(f"Try again in {error.retry_delay:g} s.")
     return " ".join(said)

@@ -264,7 +264,7 @@ def _from_code(code: grpc.StatusCode, details: str, address: str, timeout: float
     match code:
         case grpc.StatusCode.UNAVAILABLE:
             message = (
-                f"no daemon answers at {address} ({details}); start one with `torchd serve`, or name the address of one"
+                f"no daemon answers at {address}; start one with `torchd serve`, or name the address of one ({details})"
             )
         case grpc.StatusCode.DEADLINE_EXCEEDED if timeout is not None:
             message = f"no answer from {address} within {timeout:g} s; a longer timeout may help"

@@ -76,6 +76,9 @@ def run(
     timeout: Annotated[float, typer.Option(help="Seconds the answer may take.")] = 120.0,
 ) -> None:
     """Send one request through a real worker, without a daemon: for someone writing a handler."""
+    if not archive.exists():
+        print(f"torchd: {archive} does not exist", file=sys.stderr)
+        raise typer.Exit(1)
     try:
         body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:

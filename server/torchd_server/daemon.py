@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -48,6 +51,8 @@ logger = logging.getLogger(__name__)
 LAST_ANSWERS_SECONDS = 1.0
 # What a frame may hold beside its parts: names, headers, their lengths.
 FRAME_SLACK_BYTES = 1024 * 1024
+# Of this process's descriptors each REST port may use one in so many: the rest is for gRPC, workers and files.
+CONNECTION_SHARE = 6
 
 
 class AddressInUse(RuntimeError):
@@ -76,7 +81,7 @@ class Core:
             plan=_planner(settings),
             unload_grace_seconds=settings.limits.unload_grace,
         )
-        self.inference = Inference(self.registry)
+        self.inference = Inference(self.registry, settings.limits)
         self.management = Management(
             self.registry,
             self.store,
@@ -117,7 +122,7 @@ class Daemon:
         add_ManagementAPIsServiceServicer_to_server(ManagementSurface(self._core.management), self._grpc_management)
         self._rest = {
             "inference": self._http_server(inference_port(self._core.inference)),
-            "management": self._http_server(management_port(self._core.management)),
+            "management": self._http_server(management_port(self._core.management), settings.limits.management_bytes),
         }
         if settings.listeners.metrics_enabled:
             self._rest["metrics"] = self._http_server(metrics_port(self._core.metrics))
@@ -143,10 +148,10 @@ class Daemon:
         addresses are written down, so that whoever reads them finds somebody."""
         bound = {}
         for name, server in (("grpc_inference", self._grpc_inference), ("grpc_management", self._grpc_management)):
-            bound[name] = str(self._bind_grpc(server, getattr(self._settings.listeners, name)))
+            bound[name] = str(self._bind_grpc(server, name, getattr(self._settings.listeners, name)))
             await server.start()
         for name, rest in self._rest.items():
-            bound[name] = f"http://{await self._bind_rest(rest, getattr(self._settings.listeners, name))}"
+            bound[name] = f"http://{await self._bind_rest(rest, name, getattr(self._settings.listeners, name))}"
         await self._load_models()
         self._run_directory.announce(bound)
         for name, address in bound.items():
@@ -162,6 +167,8 @@ class Daemon:
                 await self._core.management.register_at_start(entry)
             except errors.TorchdError as error:
                 logger.error("model %s of the command line was not registered: %s", entry, error)
+            except Exception:
+                logger.exception("model %s of the command line was not registered", entry)
 
     async def _stop(self, at_once: asyncio.Event) -> None:
         """In order: say so (readiness), refuse new work, let accepted work finish, end what is left with a typed error,
@@ -169,21 +176,23 @@ class Daemon:
         so that new callers get a reason and not a refused connection."""
         self._health.drain()
         self._core.inference.drain()
-        draining = asyncio.ensure_future(self._core.management.drain(self._settings.limits.drain_grace))
-        hurrying = asyncio.ensure_future(at_once.wait())
-        await asyncio.wait([draining, hurrying], return_when="FIRST_COMPLETED")
-        for task in (draining, hurrying):
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await draining
+        end = time.monotonic() + self._settings.limits.drain_grace
+        await _unless_hurried(self._core.management.drain(self._settings.limits.drain_grace), at_once)
         await self._core.management.drain(0.0)
         await asyncio.gather(
             self._core.management.stop(),
-            self._grpc_inference.stop(LAST_ANSWERS_SECONDS),
-            self._grpc_management.stop(LAST_ANSWERS_SECONDS),
-            *(rest.drain(LAST_ANSWERS_SECONDS) for rest in self._rest.values()),
+            # Readers who are still at their answers have the rest of the grace.
+            _unless_hurried(self._close(max(LAST_ANSWERS_SECONDS, end - time.monotonic())), at_once),
         )
+        await self._close(0.0)
         self._run_directory.leave()
+
+    async def _close(self, grace_seconds: float) -> None:
+        await asyncio.gather(
+            self._grpc_inference.stop(grace_seconds),
+            self._grpc_management.stop(grace_seconds),
+            *(rest.drain(grace_seconds) for rest in self._rest.values()),
+        )
 
     def _grpc_server(self, service: str) -> grpc.aio.Server:
         limits = self._settings.limits
@@ -205,33 +214,66 @@ class Daemon:
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server, pool.POOL)
         return server
 
-    def _http_server(self, handle: Handle) -> HttpServer:
-        return HttpServer(handle, refusal, HttpLimits(body_bytes=self._settings.limits.request_bytes))
+    def _http_server(self, handle: Handle, body_bytes: int | None = None) -> HttpServer:
+        limits = self._settings.limits
+        return HttpServer(
+            handle,
+            refusal,
+            HttpLimits(
+                body_bytes=limits.request_bytes if body_bytes is None else body_bytes,
+                connections=min(limits.connections, _descriptors() // CONNECTION_SHARE),
+            ),
+        )
 
     @staticmethod
-    def _bind_grpc(server: grpc.aio.Server, address: Address) -> Address:
+    def _bind_grpc(server: grpc.aio.Server, name: str, address: Address) -> Address:
         # Asked for first with a plain socket: gRPC would print its own account of a taken port.
         try:
             with socket.create_server((address.host, address.port), family=_family(address)):
                 pass
             return Address(address.host, server.add_insecure_port(str(address)))
         except (OSError, RuntimeError) as error:
-            raise _in_use(address) from error
+            raise _in_use(name, address) from error
 
     @staticmethod
-    async def _bind_rest(server: HttpServer, address: Address) -> Address:
+    async def _bind_rest(server: HttpServer, name: str, address: Address) -> Address:
         try:
             return Address(address.host, await server.start(address.host, address.port))
         except OSError as error:
-            raise _in_use(address) from error
+            raise _in_use(name, address) from error
+
+
+async def _unless_hurried(ending: Coroutine[Any, Any, None], at_once: asyncio.Event) -> None:
+    """Waits for the end of something, or for the second signal, which gives it up."""
+    tasks = [asyncio.ensure_future(ending), asyncio.ensure_future(at_once.wait())]
+    await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    if not tasks[0].cancelled() and (error := tasks[0].exception()) is not None:
+        logger.error("stopping went wrong and goes on", exc_info=error)
+
+
+def _descriptors() -> int:
+    """Descriptors this process may open, after raising its limit to what it is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return allowed if allowed != resource.RLIM_INFINITY else 1 << 20
 
 
 def _family(address: Address) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address.host else socket.AF_INET
 
 
-def _in_use(address: Address) -> AddressInUse:
-    return AddressInUse(f"cannot listen on {address}: another program does; stop it, or choose another port")
+def _in_use(name: str, address: Address) -> AddressInUse:
+    flag = f"--{name.replace('_', '-')}-port"
+    return AddressInUse(
+        f"cannot listen on {address}: another program does; stop it, or choose another port "
+        f"({flag} of torchd serve, or the address in config.properties)"
+    )
 
 
 async def serve(settings: ServerSettings, ready: Callable[[], None]) -> None:

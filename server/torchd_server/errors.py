@@ -8,7 +8,7 @@ TorchdError
 |- Overloaded: QueueFull
 |- Unavailable: NoWorker, Draining
 |- ModelFailed
-|- LoadFailed, OutOfMemory
+|- LoadFailed: OutOfMemory, SpawnFailed
 |- DeadlineExceeded: DeadlineInQueue
 |- Cancelled
 |- HandlerFailed: HandlerExit, BadOutput, ResponseTooLarge, PredictionFailed
@@ -18,7 +18,15 @@ TorchdError
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+NAMES_SHOWN = 10
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first names of a list, and how many there are beside them."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return (", ".join(names[:NAMES_SHOWN]) or "nothing") + more
 
 
 class TorchdError(Exception):
@@ -45,10 +53,7 @@ class ModelNotFound(NotFound):
 
     def __init__(self, model: str, known: Iterable[str] = ()) -> None:
         self.model = model
-        names = ", ".join(sorted(known)[:10])
-        super().__init__(
-            f"Model not found: {model}" + (f" (registered: {names})" if names else " (none is registered)")
-        )
+        super().__init__(f"Model not found: {model} (registered: {some_of(sorted(known))})")
 
 
 class VersionNotFound(NotFound):
@@ -56,7 +61,7 @@ class VersionNotFound(NotFound):
 
     def __init__(self, model: str, version: str, known: Iterable[str]) -> None:
         self.model, self.version = model, version
-        super().__init__(f"model '{model}' has no version '{version}'; it has {', '.join(known)}")
+        super().__init__(f"model '{model}' has no version '{version}'; it has {some_of(list(known))}")
 
 
 class UrlNotAllowed(NotFound):
@@ -106,7 +111,7 @@ class QueueFull(Overloaded):
     def __init__(self, model: str, version: str, limit: int) -> None:
         self.model, self.version, self.limit = model, version, limit
         super().__init__(
-            f"the queue of model '{model}' version {version} is full: {limit} requests wait already "
+            f"the queue of model '{model}' version {version} is full, its limit is {limit} waiting requests "
             "(jobQueueSize in model-config.yaml, job_queue_size for all models)"
         )
 
@@ -150,6 +155,10 @@ class LoadFailed(TorchdError):
 
 class OutOfMemory(LoadFailed):
     """There was not enough memory, on the host or on the device."""
+
+
+class SpawnFailed(LoadFailed):
+    """The machine had no room for another process: descriptors, memory, the number of processes."""
 
 
 class DeadlineExceeded(TorchdError):

@@ -8,13 +8,17 @@ from torchd_protos.frames import Call, Reply
 from torchd_server import errors
 from torchd_server.registry import ModelRegistry
 from torchd_server.request import Request
+from torchd_server.settings import Limits
+
+DEFAULT_LIMITS = Limits()
 
 
 class Inference:
     """Runs calls. While the server drains, new ones are refused and accepted ones finish."""
 
-    def __init__(self, registry: ModelRegistry) -> None:
+    def __init__(self, registry: ModelRegistry, limits: Limits = DEFAULT_LIMITS) -> None:
         self._registry = registry
+        self._limits = limits
         self._draining = False
 
     def drain(self) -> None:
@@ -27,11 +31,16 @@ class Inference:
             raise errors.Draining
         if not call.model:
             raise errors.BadRequest("Parameter model_name is required.")
+        names = sum(len(part.name) for part in call.parts)
+        if names > self._limits.part_names:
+            raise errors.BadRequest(
+                f"the names of the input's parts have {names} characters; at most {self._limits.part_names} will do"
+            )
         return self._registry.get(call.model, call.version).submit(call)
 
     async def predict(self, call: Call) -> Reply:
         """The whole answer; the chunks of a handler that streams are joined."""
-        replies = await self.submit(call).answer()
+        replies = await self.submit(call).answer(self._limits.response_bytes)
         if len(replies) == 1:
             return replies[0]
         last = replies[-1]

@@ -28,7 +28,7 @@ class TextFormatter(logging.Formatter):
         message = _bounded(record.getMessage())
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)
-        message = message.translate(_ESCAPES).replace("\n", "\n    ")  # nobody's text starts a line of ours
+        message = message.rstrip().translate(_ESCAPES).replace("\n", "\n    ")  # nobody's text starts a line of ours
         level = f"{record.levelname:<7}"
         if self._colour and record.levelno in _COLOURS:
             level = f"{_COLOURS[record.levelno]}{level}\x1b[0m"

@@ -12,12 +12,20 @@ from torchd_server import errors
 from torchd_server.metrics import Metrics
 from torchd_server.model import Machinery, ModelVersion, VersionStatus
 from torchd_server.registry import ModelRegistry
-from torchd_server.settings import Limits, ModelSettings, SettingInvalid, check_name, merge_model_settings
+from torchd_server.settings import (
+    MODEL_CONFIG_KEYS,
+    Limits,
+    ModelSettings,
+    SettingInvalid,
+    check_name,
+    merge_model_settings,
+)
 from torchd_server.store import ModelStore, UnpackedModel
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 MOST_LISTED = 100
+LAST_CHANGES_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,7 @@ class Management:
         self._api_enabled = api_enabled
         self._workers_at_start = workers_at_start
         self._changes: set[asyncio.Task[Any]] = set()
+        self._leaving: set[ModelVersion] = set()
         self._draining = False
 
     async def register(self, call: RegisterModel) -> ModelChange:
@@ -113,18 +122,29 @@ class Management:
         if not call.synchronous:
             return _change(model, done=not model.wanted_workers)
         failure = await model.settle()
+        self._check_open()
+        if not self._registry.holds(model):
+            raise errors.ModelNotFound(model.name, self._registry.names())
         if failure is not None:
+            logger.error("registration taken back", extra={"model": model.name, "version": model.version})
             await self._take_back(model)
-            raise failure
+            raise _not_loaded(model, failure)
         return _change(model)
 
     def _add(self, call: RegisterModel, unpacked: UnpackedModel) -> ModelVersion:
+        if not call.model_name and not unpacked.model_name:
+            raise errors.ArchiveInvalid(
+                f"archive '{call.url}' has no manifest that names its model; pack it with torch-model-archiver, "
+                "or give model_name and handler"
+            )
         try:
             name = check_name("model name", call.model_name or unpacked.model_name)
             version = check_name("model version", unpacked.version)
             settings = self._settings(call, unpacked)
         except SettingInvalid as error:
-            raise errors.BadRequest(str(error)) from error
+            raise _blamed(error, call, unpacked) from error
+        self._registry.check_free(name, version)  # before anything of the new one exists
+        _warn_of_typos(name, unpacked)
         if not settings.handler and not unpacked.handler:
             raise errors.ArchiveInvalid(f"archive '{call.url}' names no handler; give one with the register call")
         self._check_room(name)
@@ -196,9 +216,10 @@ class Management:
             raise errors.BadRequest(str(error)) from error
         if not synchronous:
             return _change(model, done=False, version_was_given=bool(version))
+        logger.info("scaled to %d workers", model.wanted_workers, extra={"model": model.name, "version": model.version})
         failure = await model.settle()
         if failure is not None:
-            raise failure
+            raise _not_loaded(model, failure)
         return _change(model, version_was_given=bool(version))
 
     def describe(self, name: str, version: str = "") -> list[VersionStatus]:
@@ -237,15 +258,17 @@ class Management:
     async def drain(self, grace_seconds: float) -> None:
         """Refuses every change and waits until each model has answered what it accepted, at most `grace_seconds`."""
         self._draining = True
-        await asyncio.gather(*(model.drain(grace_seconds) for model in self._registry))
+        await asyncio.gather(*(model.drain(grace_seconds) for model in (*self._registry, *self._leaving)))
 
     async def stop(self) -> None:
         """Ends every worker and removes what was unpacked; call `drain` first."""
-        for change in self._changes:
-            change.cancel()
-        models = list(self._registry)
+        models = (*self._registry, *self._leaving)
         await asyncio.gather(*(model.stop(0.0) for model in models))
         await asyncio.gather(*(self._store.drop(model.unpacked) for model in models))
+        if self._changes:  # changes end with the workers they wait for; one that still unpacks is given up
+            await asyncio.wait(self._changes, timeout=LAST_CHANGES_SECONDS)
+        for change in self._changes:
+            change.cancel()
 
     async def _to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
         """Runs a change to its end, also when the client who asked for it has gone: half a change helps nobody."""
@@ -264,9 +287,36 @@ class Management:
             raise errors.Draining
 
     async def _end(self, model: ModelVersion, grace_seconds: float) -> None:
-        await model.drain(grace_seconds)
-        await model.stop(grace_seconds)
-        await self._store.drop(model.unpacked)
+        self._leaving.add(model)
+        try:
+            await model.drain(grace_seconds)
+            await model.stop(grace_seconds)
+            await self._store.drop(model.unpacked)
+        finally:
+            self._leaving.discard(model)
+
+
+def _not_loaded(model: ModelVersion, failure: errors.TorchdError) -> errors.LoadFailed:
+    cls = type(failure) if isinstance(failure, errors.LoadFailed) else errors.LoadFailed
+    message = f"model '{model.name}' version {model.version} cannot be loaded: {failure}"
+    return cls(message, getattr(failure, "traceback", ""))
+
+
+def _blamed(error: SettingInvalid, call: RegisterModel, unpacked: UnpackedModel) -> errors.TorchdError:
+    """Whose fault a bad value is: the call's, or that of the archive's model-config.yaml."""
+    for key, name in MODEL_CONFIG_KEYS.items():
+        if name == error.key and key in unpacked.config and getattr(call, name, None) is None:
+            return errors.ArchiveInvalid(
+                f"model-config.yaml of '{call.url}': {key}: {error.value!r} will not do; expected {error.expected}"
+            )
+    return errors.BadRequest(str(error))
+
+
+def _warn_of_typos(name: str, unpacked: UnpackedModel) -> None:
+    meant = {key.lower(): key for key in MODEL_CONFIG_KEYS}
+    for key in unpacked.config:
+        if key not in MODEL_CONFIG_KEYS and key.lower() in meant:
+            logger.warning("model-config.yaml of %s: %s is not read; did you mean %s?", name, key, meant[key.lower()])
 
 
 def _change(model: ModelVersion, done: bool = True, version_was_given: bool = True) -> ModelChange:

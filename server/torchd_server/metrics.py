@@ -52,6 +52,13 @@ class Metrics:
         """Whether the series of these labels are those of `metrics`."""
         return self._owners.get(labels) is metrics
 
+    def gives_up(self, metrics: ModelMetrics, labels: tuple[str, str]) -> bool:
+        """Whether the series of these labels were those of `metrics` until now."""
+        if not self.owns(metrics, labels):
+            return False
+        del self._owners[labels]
+        return True
+
     def text(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return generate_latest(self._registry)
@@ -90,7 +97,7 @@ class ModelMetrics:
 
     def forget(self) -> None:
         """The version is gone: its series go too, so that labels stay bounded by what is registered."""
-        if not self._metrics.owns(self, self._labels):
+        if not self._metrics.gives_up(self, self._labels):
             return
         families = (
             *self._metrics._stages.values(),

@@ -198,7 +198,8 @@ class ModelVersion:
     def describe(self, is_default: bool) -> VersionStatus:
         """What an operator sees."""
         workers = [self._worker_status(worker) for worker in self._pool.workers()]
-        workers += [WorkerStatus("", "back_off", None, 0, 0, None, 0, 0, "")] * self._pool.resting
+        absent = "back_off" if self._pool.given_up is None else "dead"
+        workers += [WorkerStatus("", absent, None, 0, 0, None, 0, 0, "")] * self._pool.resting
         return VersionStatus(
             self.name,
             self.version,

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from torchd_server import errors
-from torchd_server.worker import Worker, WorkerState
+from torchd_server.worker import UNLOAD_SECONDS, Worker, WorkerState
 
 logger = logging.getLogger(__name__)
 
-# This many deaths in a row without one successful answer, and nobody ready: the model has failed.
+# This many workers in a row that died before they were ready, and nobody ready: the model has failed.
 FAILURES_BEFORE_GIVING_UP = 5
 BACK_OFF_FIRST_SECONDS = 0.5
+# A model that cannot be loaded must not cost much; one that was ready and died is missed.
 BACK_OFF_MOST_SECONDS = 60.0
+BACK_OFF_MOST_ONCE_READY_SECONDS = 5.0
 JITTER = 0.2
 
 
@@ -55,7 +57,9 @@ class WorkerPool:
         self._grace_seconds = unload_grace_seconds
         self._on_change = on_change
         self._slots: list[_Slot] = []
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], _Slot] = {}
+        # Deaths in a row without a successful answer, and of these the last ones before their worker was ready.
+        self._deaths = 0
         self._failures = 0
         self._numbers = itertools.count(1)
         self._changed: asyncio.Event = asyncio.Event()
@@ -105,11 +109,16 @@ class WorkerPool:
         return None
 
     async def stop(self, grace_seconds: float) -> None:
-        """Dismisses every worker; returns when their processes are gone."""
+        """Dismisses every worker; returns when all processes are gone. The grace holds for those dismissed before."""
         self._grace_seconds = grace_seconds
         while self._slots:
             self._dismiss(self._slots.pop())
-        while self._leaving:
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=grace_seconds + UNLOAD_SECONDS)
+        for slot in list(self._leaving.values()):
+            if slot.worker is not None:
+                slot.worker.kill(errors.Draining("the worker"))
+        if self._leaving:
             await asyncio.wait(self._leaving)
 
     def changed(self) -> None:
@@ -123,7 +132,7 @@ class WorkerPool:
         if self.given_up is None:
             return
         self.given_up = None
-        self._failures = 0
+        self._deaths = self._failures = 0
         for slot in self._slots:
             if slot.task is None or slot.task.done():
                 self._open(slot)
@@ -134,8 +143,8 @@ class WorkerPool:
     def _dismiss(self, slot: _Slot) -> None:
         slot.leaving = True
         task = asyncio.get_running_loop().create_task(self._let_go(slot), name=f"stop worker slot {slot.number}")
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        self._leaving[task] = slot
+        task.add_done_callback(self._leaving.pop)
 
     async def _let_go(self, slot: _Slot) -> None:
         if slot.worker is not None:
@@ -173,7 +182,11 @@ class WorkerPool:
         await asyncio.wait([worker.dead])
 
     def _note_failure(self, worker: Worker | None, error: errors.TorchdError) -> None:
-        self._failures = 1 if worker is not None and worker.has_answered else self._failures + 1
+        self._deaths = 1 if worker is not None and worker.has_answered else self._deaths + 1
+        # What this machine cannot spare (descriptors, processes) is no fault of the model, and may come back.
+        blames_model = not isinstance(error, errors.SpawnFailed)
+        was_ready = worker is not None and worker.was_ready
+        self._failures = 0 if was_ready else self._failures + blames_model
         name, stderr = (worker.name, worker.stderr) if worker is not None else ("", deque[str]())
         self.last_failure = WorkerFailure(name, datetime.now(UTC), error, stderr)
         trace = getattr(error, "traceback", "")
@@ -186,7 +199,8 @@ class WorkerPool:
 
     def _back_off(self) -> float:
         """Nothing after the first failure, then 0.5 s, doubled up to a minute, with jitter so that models spread."""
-        if self._failures <= 1:
+        if self._deaths <= 1:
             return 0.0
-        seconds = min(BACK_OFF_MOST_SECONDS, BACK_OFF_FIRST_SECONDS * 2.0 ** min(self._failures - 2, 20))
+        most = BACK_OFF_MOST_SECONDS if self._failures else BACK_OFF_MOST_ONCE_READY_SECONDS
+        seconds = min(most, BACK_OFF_FIRST_SECONDS * 2.0 ** min(self._deaths - 2, 20))
         return seconds * random.uniform(1 - JITTER, 1 + JITTER)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from torchd_protos.frames import CHUNK_OVERHEAD, Call, Reply
 from torchd_server.clock import Clock, Timer
-from torchd_server.errors import Cancelled, DeadlineExceeded, DeadlineInQueue, TorchdError
+from torchd_server.errors import Cancelled, DeadlineExceeded, DeadlineInQueue, ResponseTooLarge, TorchdError
 
 
 class State(enum.Enum):
@@ -58,6 +59,7 @@ class Request:
         "replied_at",
         "response_timeout",
         "sent_at",
+        "sent_times",
         "state",
     )
 
@@ -76,9 +78,10 @@ class Request:
         self.error: TorchdError | None = None
         self.received_at = clock.time()
         self.sent_at = 0.0
+        self.sent_times = 0
         self.replied_at = 0.0
         # The client's own deadline counts for the whole answer; the model's timeout for each chunk of a streamed one.
-        self.client_deadline = self.received_at + call.timeout_ms / 1000 if call.timeout_ms else float("inf")
+        self.client_deadline = self.received_at + call.timeout_ms / 1000 if call.timeout_ms else math.inf
         self.deadline = min(self.client_deadline, self.received_at + response_timeout)
         self._clock = clock
         self._on_done = on_done
@@ -94,6 +97,7 @@ class Request:
     def sent(self, owner: Owner) -> None:
         """It is with a worker, held by `owner`."""
         self.sent_at = self._clock.time()
+        self.sent_times += 1
         self._move(State.SENT, owner)
 
     def _move(self, state: State, owner: Owner) -> None:
@@ -129,13 +133,24 @@ class Request:
         self._on_done(self)
         self._wake()
 
-    async def answer(self) -> list[Reply]:
-        """The whole answer at once; raises the outcome's error. Leaving early cancels the request."""
+    async def answer(self, most_bytes: float = math.inf) -> list[Reply]:
+        """The whole answer at once; raises the outcome's error. Leaving early cancels the request.
+
+        The chunks of a streamed answer are collected up to `most_bytes`; above, it is ResponseTooLarge.
+        """
         taken: list[Reply] = []
+        size = 0
         try:
             while True:
                 while self._replies:
                     taken.append(self._take())
+                    size += len(taken[-1].body)
+                if size > most_bytes:
+                    error = ResponseTooLarge(
+                        f"the answer's chunks have more than {most_bytes} bytes together; stream it"
+                    )
+                    self.finish(error)
+                    raise error
                 if self.state is State.DONE:
                     if self.error is not None:
                         raise self.error

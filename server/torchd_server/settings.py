@@ -20,7 +20,7 @@ class SettingInvalid(ValueError):
     """A setting's value will not do; the message names the key, the value and what would do."""
 
     def __init__(self, key: str, value: object, expected: str) -> None:
-        self.key = key
+        self.key, self.value, self.expected = key, value, expected
         super().__init__(f"{key}: {value!r} will not do; expected {expected}")
 
 
@@ -118,7 +118,12 @@ class Limits:
     request_bytes: int = 16 * 1024 * 1024
     response_bytes: int = 64 * 1024 * 1024
     metadata_bytes: int = 16 * 1024
-    streams_per_connection: int = 256
+    part_names: int = 64 * 1024
+    management_bytes: int = 64 * 1024
+    # gRPC resets the calls above it without a reason, so it must be more than one channel has at once in good faith;
+    # the queue's limit refuses with one.
+    streams_per_connection: int = 4096
+    connections: int = 10_000
     models: int = 1000
     versions_per_model: int = 32
     drain_grace: float = 30.0

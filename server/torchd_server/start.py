@@ -119,8 +119,12 @@ def _serve_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -
     for name in API_NAMES:
         address: Address = getattr(settings.listeners, name)
         port = getattr(flags, f"{name}_port")
-        chosen = Address(flags.host or address.host, address.port if port is None else port)
-        settings = replace(settings, listeners=settings.listeners.at(name, chosen))
+        flag = f"--{name.replace('_', '-')}-port" if flags.host is None else "--host"
+        try:
+            chosen = Address(flags.host or address.host, address.port if port is None else port)
+            settings = replace(settings, listeners=settings.listeners.at(name, chosen))
+        except SettingInvalid as error:
+            raise SettingInvalid(flag, error.value, error.expected) from error
     if flags.enable_model_api is not None:
         settings = replace(settings, model_api=flags.enable_model_api)
     if flags.worker_threads is not None:
@@ -160,7 +164,7 @@ def _torchserve_settings(flags: argparse.Namespace, environment: Mapping[str, st
     if flags.enable_model_api:
         settings = replace(settings, model_api=True)
     if flags.model_store is None and settings.model_store is None:
-        _refuse("Missing mandatory parameter --model-store", 1)
+        _refuse("Missing mandatory parameter --model-store DIR (or model_store in config.properties)", 1)
     return _with_store(settings, flags.model_store, flags.models, None, environment)
 
 

@@ -64,7 +64,8 @@ class ModelStore:
         try:
             return await asyncio.to_thread(_unpack, url, path, destination)
         except MarInvalid as error:
-            raise errors.ArchiveInvalid(str(error)) from error
+            entry = f": entry {error.entry!r}" if error.entry is not None else ""
+            raise errors.ArchiveInvalid(f"archive '{url}'{entry}: {error.reason}") from error
         except OSError as error:
             raise errors.ArchiveInvalid(f"archive '{url}' cannot be read: {error.strerror or error}") from error
 
@@ -83,7 +84,7 @@ class ModelStore:
                 f"Given URL {url} does not match any allowed URL(s); put the archive into the model store"
             )
         if ".." in url.split("/") or "\\" in url or "\0" in url:
-            raise errors.ArchiveNotFound(f"Relative path is not allowed in url: {url}")
+            raise errors.UrlNotAllowed(f"Relative path is not allowed in url: {url}")
         if "/" in url.rstrip("/"):
             raise errors.UrlNotAllowed(f"'{url}' is a path; give the name of a file in the model store")
         name = url.rstrip("/")
@@ -98,7 +99,7 @@ class ModelStore:
         if is_elsewhere:
             raise errors.UrlNotAllowed(f"'{url}' is a link out of the model store")
         if not exists:
-            known = ", ".join(self.names()[:10]) or "nothing"
+            known = errors.some_of(self.names())
             raise errors.ArchiveNotFound(f"Model not found at: {url[:200]} (the model store has {known})")
         return path
 
@@ -117,7 +118,7 @@ def _unpack(url: str, path: Path, destination: Path) -> UnpackedModel:
     try:
         config = _read_config(directory, manifest.config_file)
         config_json = _as_json(config, manifest.config_file)
-    except errors.ArchiveInvalid:
+    except BaseException:
         if is_ours:
             shutil.rmtree(directory, ignore_errors=True)
         raise
@@ -150,13 +151,19 @@ def _read_config(directory: Path, name: str | None) -> Mapping[str, Any]:
         raise errors.ArchiveInvalid(f"config file '{name}' has {len(document)} bytes; at most {CONFIG_BYTES} will do")
     try:
         config = yaml.load(document, _BoundedLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise errors.ArchiveInvalid(f"config file '{name}' is not YAML: {error}") from error
+    except Exception as error:  # PyYAML's constructors let KeyError, IndexError and more through
+        raise errors.ArchiveInvalid(f"config file '{name}' is not YAML that will do: {_yaml_fault(error)}") from error
     if config is None:
         return {}
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise errors.ArchiveInvalid(f"config file '{name}' must be a mapping of names to values")
     return config
+
+
+def _yaml_fault(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} (line {error.problem_mark.line + 1})"
+    return " ".join(str(error).split())
 
 
 def _as_json(config: Mapping[str, Any], name: str | None) -> str:

@@ -63,6 +63,8 @@ UNLOAD_SECONDS = 2.0
 ABANDON_SECONDS = 5.0
 # What a dead process wrote is read for so long, should something it left behind hold its socket or pipes open.
 LAST_WORDS_SECONDS = 0.2
+# Workers a request is sent to before it is answered with their death.
+SENT_AT_MOST = 2
 KEPT_LINES = 50
 FRAME_HEADER_BYTES = 16 * 1024 * 1024
 _incarnations = itertools.count(1)
@@ -110,6 +112,7 @@ class Worker:
         self.started_at = datetime.now(UTC)
         self.progress = ""
         self.threads = 0
+        self.was_ready = False
         self.has_answered = False
         self.stderr: deque[str] = deque(maxlen=KEPT_LINES)
         self.dead: asyncio.Future[errors.TorchdError] = asyncio.get_running_loop().create_future()
@@ -165,7 +168,7 @@ class Worker:
             self._link = await Link.open(self._process.socket, self, self.plan.frame_limits)
             self._check_wanted()
         except OSError as error:
-            failure = errors.LoadFailed(f"the worker process could not be started: {error}")
+            failure = errors.SpawnFailed(f"the worker process could not be started: {error}")
             self.kill(failure)
             raise failure from error
         self._link.send(replace(self.plan.load, threads=self.threads))
@@ -293,7 +296,10 @@ class Worker:
         if self.state is not WorkerState.LOADING:
             raise ProtocolError(f"loaded while {self.state.value}")
         self._disarm()
+        self.progress = ""
+        self.was_ready = True
         self._become(WorkerState.READY)
+        logger.info("ready", extra=self.identity)
         if not self._loaded.done():
             self._loaded.set_result(None)
         self._policy.has_room(self)
@@ -306,8 +312,8 @@ class Worker:
         self._kill_hung(errors.LoadFailed(f"the model was not loaded within startup_timeout, {seconds:g} s"))
 
     def _answer_timeout(self) -> None:
-        seconds = self.plan.response_timeout
-        self._kill_hung(errors.WorkerTimeout(f"the worker did not answer within response_timeout, {seconds:g} s"))
+        limits = f"response_timeout, {self.plan.response_timeout:g} s, and {HANG_GRACE_SECONDS:g} s of grace"
+        self._kill_hung(errors.WorkerTimeout(f"the worker did not answer within {limits}"))
 
     def _kill_hung(self, cause: errors.TorchdError) -> None:
         logger.warning("worker hangs and is killed: %s", cause, extra=self.identity)
@@ -347,6 +353,8 @@ class Worker:
         request = self._step.pop(failure.request)
         if failure.traceback:
             logger.error("handler failed: %s\n%s", failure.message, failure.traceback, extra=self.identity)
+        elif failure.kind != "Cancelled":
+            logger.warning("no answer: %s", failure.message, extra=self.identity)
         if request is not None:
             request.finish(error_of(failure))
         if failure.end_of_step:
@@ -401,11 +409,11 @@ class Worker:
         step, self._step = self._step, {}
         if self._step_size:
             self._policy.finished(self._step_size, None)
-        waiting = [request for request in step.values() if request is not None]
-        if not self._has_started:
-            self._policy.put_back(waiting)
-        else:
-            for request in waiting:
+        for request in [request for request in step.values() if request is not None]:
+            # What had not begun may run elsewhere; what a second worker did not survive is no bad luck any more.
+            if not self._has_started and request.sent_times < SENT_AT_MOST:
+                self._policy.put_back([request])
+            else:
                 request.finish(cause if isinstance(cause, errors.WorkerLost) else errors.WorkerDied(str(cause)))
         self.dead.set_result(cause)
         if not self._loaded.done():

@@ -222,7 +222,7 @@ def test_wait_ready_says_that_no_daemon_came(connect: Connect, free_address: str
 
 
 def test_without_a_daemon_the_error_names_the_address_and_the_way_out(connect: Connect, free_address: str) -> None:
-    with pytest.raises(Unavailable, match=rf"no daemon answers at {free_address} .*torchd serve") as caught:
+    with pytest.raises(Unavailable, match=rf"no daemon answers at {free_address}; .*torchd serve") as caught:
         connect(free_address).predict("bert", b"")
     assert type(caught.value) is Unavailable
     assert caught.value.address == free_address

@@ -120,7 +120,7 @@ async def test_a_full_queue_refuses_at_its_limit_and_not_before() -> None:
     await bench.scaled(1)
     for _ in range(3):
         bench.model.submit(call())
-    with pytest.raises(errors.QueueFull, match="2 requests wait") as refused:
+    with pytest.raises(errors.QueueFull, match="limit is 2 waiting requests") as refused:
         bench.model.submit(call())
     assert refused.value.retry_after_seconds
     assert (bench.model.describe(True).pending, bench.model.describe(True).remaining) == (2, 0)

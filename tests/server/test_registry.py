@@ -38,7 +38,7 @@ async def test_the_first_version_is_the_default_until_another_is() -> None:
 @in_loop
 async def test_what_is_not_there_is_told_with_what_is() -> None:
     registry = ModelRegistry()
-    with pytest.raises(errors.ModelNotFound, match="none is registered"):
+    with pytest.raises(errors.ModelNotFound, match="registered: nothing"):
         registry.get("m")
     registry.add(version_of(registry, "m", "1.0"))
     with pytest.raises(errors.ModelNotFound, match="registered: m"):

@@ -159,7 +159,7 @@ def save_two_classes(model, folder):
     ("save", "message"),
     [
         (save_weights, "ValueError: weights.pt holds weights and no TorchScript program; pack it with --model-file"),
-        (save_pickled_model, "UnpicklingError: Weights only load failed."),
+        (save_pickled_model, "ValueError: weights.pt is no plain state dict"),
         (save_nothing, "FileNotFoundError: the archive has no weights file weights.pt"),
         (save_onnx, "NotImplementedError: model.onnx: BaseHandler loads no ONNX models"),
         (

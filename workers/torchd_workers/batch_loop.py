@@ -29,13 +29,13 @@ class BatchLoop:
         """Calls the handler with the batch and sends its answers in one piece."""
         running = self._channel.requests(batch)
         calls = [item.call for item in batch.items]
-        rows = [row_of(call, self._load.decode_input) for call in calls]
         processors = [RequestProcessor(headers_of(call)) for call in calls]
         ids = {index: call.request_id for index, call in enumerate(calls)}
         self._context.begin(ids, processors, running)
         self._channel.send(Started(batch.step))
         started = perf_counter()
         try:
+            rows = [row_of(call, self._load.decode_input) for call in calls]
             values = checked_list(self._handler(rows), len(running))
             answers = [self._answer(index, value) for index, value in enumerate(values)]
         except BaseException as error:  # user code may raise anything; its clients get an answer all the same

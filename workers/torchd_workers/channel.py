@@ -22,6 +22,7 @@ from torchd_protos.frames import (
     Buffer,
     Cancel,
     Credit,
+    FrameLimits,
     FrameReader,
     Load,
     Message,
@@ -35,10 +36,11 @@ from torchd_protos.frames import (
 logger = logging.getLogger(__name__)
 
 PROTOCOL_FAILURE = 70
+# The daemon is trusted: it has bounded what clients send, a batch is many times that.
+DAEMON_LIMITS = FrameLimits(header=1 << 32, payload=1 << 40)
 
 _RECEIVE_BYTES = 256 * 1024
 _JOIN_BELOW = 64 * 1024
-_LONGEST_WAIT = 86400.0
 
 _exit = os._exit
 _write_fd = os.write
@@ -102,13 +104,17 @@ class Channel:
 
     def finish(self, requests: list[RunningRequest]) -> None:
         """Forgets requests that are about to get their last answer; nothing may be sent for them afterwards."""
-        for request in requests:
-            request.finished = True
-            self._running.pop(request.number, None)
+        with self._changed:
+            for request in requests:
+                request.finished = True
+                self._running.pop(request.number, None)
 
     def send(self, *messages: Message) -> None:
         """Writes the frames in order, together. Returns when they are on the socket."""
         self._outgoing.append([buffer for message in messages for buffer in encode(message)])
+        self._flush()
+
+    def _flush(self) -> None:
         with self._sending:
             # Only this thread can be here while it writes: a signal handler or a finalizer that logs. Its frame must
             # not land inside the one being written; the loop below takes it along.
@@ -123,21 +129,20 @@ class Channel:
             finally:
                 self._writing = False
 
-    def send_chunk(self, request: RunningRequest, chunk: Reply) -> bool:
-        """Sends a chunk as soon as the stream's window is open; False when its client or its deadline went first.
+    def send_chunk(self, request: RunningRequest, chunk: Reply) -> None:
+        """Sends a chunk as soon as the stream's window is open; drops it when its client goes first.
 
-        It is open while fewer than STREAM_WINDOW bytes are unacknowledged, so a chunk larger than that passes too.
+        It is open while fewer than STREAM_WINDOW bytes are unacknowledged, so a chunk larger than that passes too. The
+        only clock is the daemon's: it cancels what is past its deadline, which moves with each chunk.
         """
         with self._changed:
-            self._changed.wait_for(
-                lambda: request.over or request.unacknowledged < STREAM_WINDOW,
-                min(request.time_remaining(), _LONGEST_WAIT),
-            )
-            if request.over or request.unacknowledged >= STREAM_WINDOW:
-                return False
+            self._changed.wait_for(lambda: request.over or request.unacknowledged < STREAM_WINDOW)
+            if request.over:
+                return
             request.unacknowledged += len(chunk.body) + CHUNK_OVERHEAD
-        self.send(chunk)
-        return True
+            # Under the lock that `finish` takes: no chunk can follow the last answer.
+            self._outgoing.append(encode(chunk))
+        self._flush()
 
     def leave(self, reason: str) -> None:
         """Ends the process because the protocol cannot go on."""
@@ -158,7 +163,7 @@ class Channel:
         self._sendall(joined)
 
     def _read(self) -> None:
-        frames = FrameReader()
+        frames = FrameReader(DAEMON_LIMITS)
         view = memoryview(bytearray(_RECEIVE_BYTES))
         try:
             while size := self._receive_into(view):

@@ -31,7 +31,7 @@ class PredictionException(Exception):
         self.error_code = error_code
 
     def __str__(self) -> str:
-        return f"{self.message} : {self.error_code}"
+        return f"{getattr(self, 'message', '')} : {getattr(self, 'error_code', 500)}"
 
 
 class BadOutput(Exception):
@@ -58,7 +58,9 @@ def failure_of(error: BaseException, request: int, directory: str) -> Failure:
     if isinstance(error, BadOutput | ResponseTooLarge | Cancelled):
         return Failure(request, kind, _cut(_text(error)))
     if isinstance(error, PredictionException):
-        return Failure(request, kind, _cut(_text(error.message)), status=_status(error.error_code))
+        # A subclass need not have called our __init__.
+        message = getattr(error, "message", None) or _summary(error)
+        return Failure(request, kind, _cut(_text(message)), status=_status(getattr(error, "error_code", 500)))
     return Failure(request, kind, _cut(_summary(error)), user_traceback(error, directory))
 
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import IO
@@ -22,6 +23,7 @@ from torchd_server.faults import fault
 from torchd_server.placement.base import Exit, WorkerSpec
 
 LINE_BYTES = 8 * 1024
+LINES_PER_SECOND = 1000
 SOCKET_BUFFER_BYTES = 1024 * 1024
 Output = Callable[[str, str], None]
 
@@ -127,25 +129,46 @@ class LocalProcess:
 
 
 class _Lines(asyncio.Protocol):
-    """Cuts a worker's output into lines of bounded length."""
+    """Cuts a worker's output into lines of bounded length, and passes on so many a second."""
 
     def __init__(self, stream: str, output: Output) -> None:
         self._stream = stream
         self._output = output
         self._rest = b""
+        self._second = 0
+        self._told = 0
+        self._dropped = 0
 
     def data_received(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > LINE_BYTES:  # a line without an end is cut, not collected
             lines.append(self._rest)
             self._rest = b""
-        for line in lines:
+        room = self._room()
+        for line in lines[:room]:
             self._tell(line)
+        self._told += min(room, len(lines))
+        self._dropped += max(0, len(lines) - room)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._rest:
             self._tell(self._rest)
             self._rest = b""
+        self._tell_dropped()
+
+    def _room(self) -> int:
+        """Lines that may still be passed on in this second."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._tell_dropped()
+            self._second, self._told = second, 0
+        return LINES_PER_SECOND - self._told
+
+    def _tell_dropped(self) -> None:
+        if self._dropped:
+            self._output(self._stream, f"({self._dropped} lines were dropped: more than {LINES_PER_SECOND} a second)")
+            self._dropped = 0
 
     def _tell(self, line: bytes) -> None:
-        self._output(self._stream, line[:LINE_BYTES].decode("utf-8", "replace").rstrip("\r"))
+        shown = line.rstrip(b"\r").rpartition(b"\r")[2]  # of a progress bar, what would be left on a terminal
+        self._output(self._stream, shown[:LINE_BYTES].decode("utf-8", "replace"))

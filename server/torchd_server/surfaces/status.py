@@ -74,7 +74,7 @@ TABLE: dict[type[Exception], Row] = {
         "MODEL_API_DISABLED",
         405,
         "MethodNotAllowedException",
-        lambda e: "Requested method is not allowed, please refer to API document.",
+        lambda e: f"Requested method is not allowed, please refer to API document. ({e})",
     ),
     errors.QueueFull: Row(
         _C.RESOURCE_EXHAUSTED,

@@ -66,6 +66,8 @@ def apply(settings: ServerSettings, path: Path) -> Applied:
             settings = _applied(apply_key, settings, key, value.strip())
         elif key in _WITHOUT_MEANING:
             warnings.append(f"{path}: {key} has no meaning here ({_WITHOUT_MEANING[key]})")
+        elif key in _NOT_YET:
+            warnings.append(f"{path}: {key} is TorchServe's and does nothing here yet")
         else:
             warnings.append(f"{path}: key {key} is not known and was ignored")
     return Applied(settings, tuple(warnings))
@@ -77,9 +79,7 @@ def _applied(apply_key: Apply, settings: ServerSettings, key: str, value: str) -
     except SettingInvalid as error:
         if error.key == key:
             raise
-        raise SettingInvalid(key, value, f"something else: {error}") from error
-    except ValueError as error:
-        raise SettingInvalid(key, value, f"something else: {error}") from error
+        raise SettingInvalid(key, value, error.expected) from error
 
 
 Apply = Callable[[ServerSettings, str, str], ServerSettings]
@@ -87,10 +87,14 @@ Apply = Callable[[ServerSettings, str, str], ServerSettings]
 
 def _http_address(name: str) -> Apply:
     def apply_address(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-        parts = urlsplit(value)
-        if parts.scheme != "http" or not parts.hostname:
+        try:
+            parts = urlsplit(value)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise SettingInvalid(key, value, "http://host:port") from error
+        if parts.scheme != "http" or not host:
             raise SettingInvalid(key, value, "http://host:port")
-        return _listen(settings, name, Address(parts.hostname, parts.port or 80))
+        return _listen(settings, name, Address(host, port or 80))
 
     return apply_address
 
@@ -201,3 +205,15 @@ _WITHOUT_MEANING = {
     "io_ratio": "there is no Netty",
     "initial_worker_port": "workers use no ports",
 }
+_NOT_YET = frozenset(
+    """allowed_urls blacklist_env_vars certificate_file cors_allowed_headers cors_allowed_methods cors_allowed_origin
+    cpp_log_config cpu_launcher_args cpu_launcher_enable debug default_service_handler disable_system_metrics
+    enable_envvars_config enable_grpc_ssl grpc_inference_max_connection_age_grace_ms
+    grpc_inference_max_connection_age_ms grpc_management_max_connection_age_grace_ms
+    grpc_management_max_connection_age_ms initial_distribution_port install_py_dep_per_model ipex_enable
+    ipex_gpu_enable keystore keystore_pass keystore_type metric_time_interval metrics_config metrics_mode
+    model_metrics_auto_detect model_server_home model_snapshot models number_of_gpu plugins_path private_key_file
+    service_envelope system_metrics_cmd token_expiration_min ts_header_key_sequence_end ts_header_key_sequence_id
+    ts_header_key_sequence_start ts_open_inference_protocol unregister_model_timeout use_env_allowed_urls
+    workflow_store""".split()  # noqa: SIM905 - forty strings in quotes would be harder to read
+)

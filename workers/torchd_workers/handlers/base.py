@@ -8,6 +8,7 @@ import logging
 import os
 import time
 import zipfile
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -149,7 +150,13 @@ class BaseHandler:
         if _is_torchscript(path):
             raise ValueError(f"{os.path.basename(path)} is a TorchScript program; pack it without --model-file")
         # Tensors are mapped, not read, where the file is a zip of them: several workers share the pages.
-        return torch.load(path, map_location=self.device, weights_only=True, mmap=zipfile.is_zipfile(path))
+        try:
+            return torch.load(path, map_location=self.device, weights_only=True, mmap=zipfile.is_zipfile(path))
+        except UnpicklingError as error:
+            raise ValueError(
+                f"{os.path.basename(path)} is no plain state dict: it holds objects that only running code could make. "
+                "Save model.state_dict() with torch.save, or safetensors"
+            ) from error
 
     def _load_torchscript_model(self, model_pt_path: str) -> Any:
         """A TorchScript program."""

@@ -121,6 +121,7 @@ class HttpConnection(asyncio.Protocol):
             self._timer.cancel()
         self._server.forget(self)
         self._task.cancel()
+        self._reader.close()
 
     def pause_writing(self) -> None:
         self._drained = self._loop.create_future()

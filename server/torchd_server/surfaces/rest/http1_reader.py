@@ -132,6 +132,14 @@ class RequestReader:
         self.refusal = Refused(status, message)
         self._unread = b""
 
+    def close(self) -> None:
+        """Lets go of what was received: parser and reader know each other, which would keep a body until a full gc."""
+        self._begin()
+        self._unread = b""
+        self._ready.clear()
+        del self._parser
+        self.refusal = self.refusal or Refused(400, "the connection is closed")
+
     def _parse(self) -> None:
         while self._unread and not self._ready and self.refusal is None:
             piece = self._unread[: max(PIECE_BYTES, self._content_length - self.body_received)]
