@@ -36,14 +36,23 @@ def main() -> int:
 
 
 def _die_with(parent: int) -> None:
-    """Lets the kernel kill this process when the daemon dies; if it has died already, leaves."""
-    if sys.platform == "linux":
-        prctl = ctypes.CDLL(None).prctl
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # What the handler forks would outlive a killed daemon: the wish is not inherited.
-        os.register_at_fork(after_in_child=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
-    if os.getppid() != parent:
-        os._exit(0)
+    """Lets the kernel kill this process when the daemon dies, and what user code forks when this process does."""
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+    forking: list[int] = []
+
+    def ask(expected: int) -> None:
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != expected:  # it died before the kernel was asked
+            os._exit(0)
+
+    # The kernel does not pass the wish on to a child.
+    os.register_at_fork(
+        before=lambda: forking.append(os.getpid()),
+        after_in_parent=forking.clear,
+        after_in_child=lambda: ask(forking[-1]),
+    )
+    ask(parent)
 
 
 def _tell_stacks() -> None:
