@@ -409,12 +409,13 @@ class Worker:
         step, self._step = self._step, {}
         if self._step_size:
             self._policy.finished(self._step_size, None)
-        for request in [request for request in step.values() if request is not None]:
-            # What had not begun may run elsewhere; what a second worker did not survive is no bad luck any more.
-            if not self._has_started and request.sent_times < SENT_AT_MOST:
-                self._policy.put_back([request])
-            else:
+        # What had not begun may run elsewhere; what a second worker did not survive is no bad luck any more.
+        waiting = [request for request in step.values() if request is not None]
+        again = [request for request in waiting if not self._has_started and request.sent_times < SENT_AT_MOST]
+        for request in waiting:
+            if request not in again:
                 request.finish(cause if isinstance(cause, errors.WorkerLost) else errors.WorkerDied(str(cause)))
+        self._policy.put_back(again)
         self.dead.set_result(cause)
         if not self._loaded.done():
             self._loaded.set_exception(cause)

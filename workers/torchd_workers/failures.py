@@ -59,8 +59,8 @@ def failure_of(error: BaseException, request: int, directory: str) -> Failure:
         return Failure(request, kind, _cut(_text(error)))
     if isinstance(error, PredictionException):
         # A subclass need not have called our __init__.
-        message = getattr(error, "message", None) or _summary(error)
-        return Failure(request, kind, _cut(_text(message)), status=_status(getattr(error, "error_code", 500)))
+        message = _attribute(error, "message") or _summary(error)
+        return Failure(request, kind, _cut(_text(message)), status=_status(_attribute(error, "error_code")))
     return Failure(request, kind, _cut(_summary(error)), user_traceback(error, directory))
 
 
@@ -136,6 +136,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _summary(error: BaseException) -> str:
     text = error.msg if isinstance(error, SyntaxError) else _text(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _attribute(error: BaseException, name: str) -> object:
+    try:
+        return getattr(error, name, None)
+    except BaseException:  # a property is user code too
+        return None
 
 
 def _text(value: object) -> str:
