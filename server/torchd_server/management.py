@@ -114,6 +114,7 @@ class Management:
     async def _register(self, call: RegisterModel) -> ModelChange:
         unpacked = await self._store.fetch(call.url)
         try:
+            self._check_open()  # the server may have begun to stop while the archive was unpacked
             model = self._add(call, unpacked)
         except BaseException:
             await self._store.drop(unpacked)
