@@ -416,6 +416,8 @@ class Worker:
             if request not in again:
                 request.finish(cause if isinstance(cause, errors.WorkerLost) else errors.WorkerDied(str(cause)))
         self._policy.put_back(again)
+        if not isinstance(cause, errors.Draining):  # nobody had let it go
+            self._metrics.worker_failed()
         self.dead.set_result(cause)
         if not self._loaded.done():
             self._loaded.set_exception(cause)

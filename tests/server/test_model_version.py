@@ -274,6 +274,19 @@ async def test_its_metrics_tell_and_go_with_it() -> None:
 
 
 @in_loop
+async def test_a_worker_that_dies_is_counted_and_one_that_is_let_go_is_not() -> None:
+    """O05: the counter follows what happened."""
+    bench = Bench(echoes)
+    await bench.scaled(2)
+    bench.placement.launched[0].exit(-9)
+    await until(lambda: len(bench.placement.launched) == 3 and bench.model.ready_workers == 2)
+    bench.model.scale(1, 1)
+    await bench.model.settle()
+    assert 'torchd_worker_failures_total{model="m",version="1.0"} 1.0' in bench.metrics.text().decode()
+    await bench.end()
+
+
+@in_loop
 async def test_every_change_of_a_worker_is_told() -> None:
     """P13: health reads the state when it is told of a change."""
     bench = Bench(echoes)
