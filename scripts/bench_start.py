@@ -38,7 +38,6 @@ def handle(data, context):
 BODY = b"hello"
 POLL_SECONDS = 0.001
 GIVE_UP_SECONDS = 30.0
-MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,8 +198,7 @@ class ModelVersion:
     def describe(self, is_default: bool) -> VersionStatus:
         """What an operator sees."""
         workers = [self._worker_status(worker) for worker in self._pool.workers()]
-        absent = "back_off" if self._pool.given_up is None else "dead"
-        workers += [WorkerStatus("", absent, None, 0, 0, None, 0, 0, "")] * self._pool.resting
+        workers += [WorkerStatus("", state, None, 0, 0, None, 0, 0, "") for state in self._absent_workers()]
         return VersionStatus(
             self.name,
             self.version,
@@ -213,6 +212,10 @@ class ModelVersion:
             self._policy.room,
             self._pool.last_failure,
         )
+
+    def _absent_workers(self) -> list[str]:
+        """The state of each wanted worker that is not there: it comes again, or the pool has given up."""
+        return ["back_off" if self._pool.given_up is None else "dead"] * self._pool.resting
 
     def _worker_status(self, worker: Worker) -> WorkerStatus:
         return WorkerStatus(
@@ -259,8 +262,7 @@ class ModelVersion:
         return worker
 
     def _changed(self) -> None:
-        states = [worker.state.value for worker in self._pool.workers()] + ["back_off"] * self._pool.resting
-        self._metrics.worker_states(states)
+        self._metrics.worker_states([worker.state.value for worker in self._pool.workers()] + self._absent_workers())
         if self._pool.given_up is not None and not self._pool.ready:
             self._answer_waiting(self._failed(self._pool.given_up))
         elif not self._pool.wanted:  # also what a leaving worker hands back finds nobody

@@ -58,7 +58,6 @@ class Request:
         "received_at",
         "replied_at",
         "response_timeout",
-        "sent_at",
         "sent_times",
         "state",
     )
@@ -77,7 +76,6 @@ class Request:
         self.state = State.RECEIVED
         self.error: TorchdError | None = None
         self.received_at = clock.time()
-        self.sent_at = 0.0
         self.sent_times = 0
         self.replied_at = 0.0
         # The client's own deadline counts for the whole answer; the model's timeout for each chunk of a streamed one.
@@ -96,7 +94,6 @@ class Request:
 
     def sent(self, owner: Owner) -> None:
         """It is with a worker, held by `owner`."""
-        self.sent_at = self._clock.time()
         self.sent_times += 1
         self._move(State.SENT, owner)
 

@@ -24,7 +24,7 @@ from torchd_server.torchserve import config_properties
 VERSION = "0.1.0"
 TORCHSERVE_VERSION = "0.12.0"  # whose behaviour this command has
 # sysexits.h and errno: what went wrong, for scripts.
-EX_USAGE, EX_SOFTWARE, EX_CONFIG, EX_IN_USE = 64, 70, 78, 98
+EX_USAGE, EX_CONFIG, EX_IN_USE = 64, 78, 98
 READY_LINE = "Model server started."
 
 

@@ -66,7 +66,6 @@ LAST_WORDS_SECONDS = 0.2
 # Workers a request is sent to before it is answered with their death.
 SENT_AT_MOST = 2
 KEPT_LINES = 50
-FRAME_HEADER_BYTES = 16 * 1024 * 1024
 _incarnations = itertools.count(1)
 
 
@@ -206,8 +205,7 @@ class Worker:
         if self._process is None:
             self._die()
             return
-        self._process.kill()
-        self._clock.call_at(self._clock.time() + ABANDON_SECONDS, self._die)
+        self._end(self._process)
 
     def run(self, batch: list[Request], waited_seconds: float) -> None:
         """Sends a batch to the process."""
@@ -271,8 +269,12 @@ class Worker:
         if self._exit is not None:
             self._die()
         elif self._process is not None:
-            self._process.kill()
-            self._clock.call_at(self._clock.time() + ABANDON_SECONDS, self._die)
+            self._end(self._process)
+
+    def _end(self, process: WorkerProcess) -> None:
+        """Kills the process; its exit leads to `_die`, or the time in which the kernel did not let it go."""
+        process.kill()
+        self._clock.call_at(self._clock.time() + ABANDON_SECONDS, self._die)
 
     def _spec(self) -> WorkerSpec:
         share = str(self.threads)
