@@ -129,6 +129,11 @@ class Load(Message):
     decode_input: bool = False
     max_response_bytes: int = 0
     limit_image_pixels: bool = False
+    service_envelope: str = ""
+    metrics_json: str = ""
+    sequence_header_id: str = ""
+    sequence_header_start: str = ""
+    sequence_header_end: str = ""
 
     WIRE = {
         "model": (1, "string"),
@@ -144,6 +149,11 @@ class Load(Message):
         "decode_input": (11, "bool"),
         "max_response_bytes": (12, "uint"),
         "limit_image_pixels": (13, "bool"),
+        "service_envelope": (14, "string"),
+        "metrics_json": (15, "string"),
+        "sequence_header_id": (16, "string"),
+        "sequence_header_start": (17, "string"),
+        "sequence_header_end": (18, "string"),
     }
 
 

@@ -77,6 +77,10 @@ class Core:
                 decode_input=settings.decode_input,
                 max_response_bytes=settings.limits.response_bytes,
                 limit_image_pixels=settings.limit_image_pixels,
+                service_envelope=settings.service_envelope,
+                sequence_header_id=settings.sequence_headers.id,
+                sequence_header_start=settings.sequence_headers.start,
+                sequence_header_end=settings.sequence_headers.end,
             ),
             plan=_planner(settings),
             unload_grace_seconds=settings.limits.unload_grace,
@@ -90,7 +94,7 @@ class Core:
             settings.model_defaults,
             settings.limits,
             settings.model_api,
-            lambda: settings.posture.workers_at_start or len(gpus) or cores,
+            lambda: settings.workers_at_start or settings.posture.workers_at_start or len(gpus) or cores,
         )
 
 

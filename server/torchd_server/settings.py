@@ -41,6 +41,19 @@ class ModelSettings:
     worker_threads: int = 0
     handler: str = ""
     runtime: str = "python"
+    continuous_batching: bool = False
+    sequence_batching: bool = False
+    async_communication: bool = False
+    use_job_ticket: bool = False
+    use_venv: bool = False
+    client_timeout_ms: int = 0
+    max_retry_timeout: int = 300
+    sequence_max_idle_ms: int = 0
+    sequence_timeout_ms: int = 0
+    max_num_sequence: int = 1
+    max_sequence_job_queue_size: int = 1
+    parallel_type: str = ""
+    parallel_level: int = 0
 
     def __post_init__(self) -> None:
         """Checks every value against its row of the table."""
@@ -52,6 +65,9 @@ class ModelSettings:
             raise SettingInvalid("device_ids", self.device_ids, "a list of whole numbers")
         if self.max_workers < self.min_workers:
             raise SettingInvalid("max_workers", self.max_workers, f"at least min_workers, which is {self.min_workers}")
+        for name in _SWITCHES:
+            if type(getattr(self, name)) is not bool:
+                raise SettingInvalid(name, getattr(self, name), "true or false")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise SettingInvalid(name, getattr(self, name), " or ".join(repr(choice) for choice in choices))
@@ -66,11 +82,20 @@ _RANGES = {
     "startup_timeout": (1, 86_400),
     "job_queue_size": (1, 100_000),
     "worker_threads": (0, 1024),
+    "client_timeout_ms": (0, 86_400_000),
+    "max_retry_timeout": (0, 86_400),
+    "sequence_max_idle_ms": (0, 86_400_000),
+    "sequence_timeout_ms": (0, 86_400_000),
+    "max_num_sequence": (1, 100_000),
+    "max_sequence_job_queue_size": (1, 100_000),
+    "parallel_level": (0, 1024),
 }
+_SWITCHES = ("continuous_batching", "sequence_batching", "async_communication", "use_job_ticket", "use_venv")
 _CHOICES = {
     "batch_wait": ("adaptive", "full"),
     "device_type": ("", "cpu", "gpu"),
     "runtime": ("python", "python3"),
+    "parallel_type": ("", "pp", "tp", "pptp", "custom"),
 }
 
 # model-config.yaml's keys that the daemon reads; the rest is the handler's.
@@ -86,6 +111,19 @@ MODEL_CONFIG_KEYS = {
     "deviceType": "device_type",
     "deviceIds": "device_ids",
     "workerThreads": "worker_threads",
+    "continuousBatching": "continuous_batching",
+    "sequenceBatching": "sequence_batching",
+    "asyncCommunication": "async_communication",
+    "useJobTicket": "use_job_ticket",
+    "useVenv": "use_venv",
+    "clientTimeoutInMills": "client_timeout_ms",
+    "maxRetryTimeoutInSec": "max_retry_timeout",
+    "sequenceMaxIdleMSec": "sequence_max_idle_ms",
+    "sequenceTimeoutMSec": "sequence_timeout_ms",
+    "maxNumSequence": "max_num_sequence",
+    "maxSequenceJobQueueSize": "max_sequence_job_queue_size",
+    "parallelType": "parallel_type",
+    "parallelLevel": "parallel_level",
 }
 
 
@@ -139,10 +177,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where one API listens. Port 0 takes any free one."""
+    """Where one API listens: a host and a port (0 takes any free one), or the path of a Unix socket."""
 
     host: str
     port: int
+    tls: bool = False
+    unix: Path | None = None
 
     def __post_init__(self) -> None:
         """Checks the port."""
@@ -152,6 +192,8 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine reaches it."""
+        if self.unix is not None:
+            return True
         try:
             return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:  # a name: whatever it stands for
@@ -159,6 +201,8 @@ class Address:
 
     def __str__(self) -> str:
         """As gRPC and browsers write it."""
+        if self.unix is not None:
+            return f"unix:{self.unix}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -195,12 +239,76 @@ API_NAMES = ("grpc_inference", "grpc_management", "inference", "management", "me
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """The files TLS needs: a PEM certificate and its key, or a PKCS12 (or JKS) keystore. `client_ca` asks clients for
+    certificates of their own."""
+
+    certificate: Path | None = None
+    private_key: Path | None = None
+    keystore: Path | None = None
+    keystore_password: str = "changeit"
+    keystore_type: str = "PKCS12"
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Whether calls need a token, where the keys are kept (None: in the run directory), and how long they hold."""
+
+    enabled: bool = True
+    file: Path | None = None
+    lifetime_minutes: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cors:
+    """What browsers on other sites are told; None sends no such header."""
+
+    origin: str | None = None
+    methods: str | None = None
+    headers: str | None = None
+
+
+METRICS_MODES = ("log", "prometheus", "legacy")
+
+
+@dataclass(frozen=True, slots=True)
+class TorchServeMetrics:
+    """TorchServe's metrics: where they go and which there are (`config`: a metrics.yaml; None: TorchServe's)."""
+
+    mode: str = "log"
+    config: Path | None = None
+    auto_detect: bool = False
+    system: bool = True
+    interval_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class LogFiles:
+    """Folders of TorchServe's log files; None writes none."""
+
+    logs: Path | None = None
+    metrics: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceHeaders:
+    """Request headers by which a client says which sequence a request belongs to, where it starts and ends."""
+
+    id: str = "ts_request_sequence_id"
+    start: str = "ts_request_sequence_start"
+    end: str = "ts_request_sequence_end"
+
+
+@dataclass(frozen=True, slots=True)
 class Posture:
     """What differs between `torchd serve` (secure) and `torchserve` (TorchServe 0.12's own defaults)."""
 
     name: str
     model_api: bool
     reflection: bool
+    # Regular expressions a URL to register from must match in full; none: only the model store.
+    allowed_urls: tuple[str, ...]
     # Names of the environment variables a worker may see, as one regular expression; None passes everything on.
     worker_environment: str | None
     # Workers a model gets at start when nothing names a number; None means one per GPU, else one per core.
@@ -215,9 +323,15 @@ _WORKER_ENVIRONMENT = (
 )
 
 POSTURES = {
-    "torchd": Posture("torchd", True, True, _WORKER_ENVIRONMENT, 1, Limits()),
+    "torchd": Posture("torchd", True, True, (), _WORKER_ENVIRONMENT, 1, Limits()),
     "torchserve": Posture(
-        "torchserve", False, True, None, None, Limits(request_bytes=6_553_500, response_bytes=6_553_500)
+        "torchserve",
+        False,
+        True,
+        ("file://.*", "http(s)?://.*"),
+        None,
+        None,
+        Limits(request_bytes=6_553_500, response_bytes=6_553_500),
     ),
 }
 
@@ -236,6 +350,36 @@ class ServerSettings:
     model_api: bool = True
     decode_input: bool = True
     limit_image_pixels: bool = True
+    tls: Tls = Tls()
+    grpc_tls: bool = False
+    # Addresses that other machines reach, without tokens and TLS, are the operator's own wish.
+    insecure_listen: bool = False
+    tokens: Tokens = Tokens()
+    cors: Cors = Cors()
+    torchserve_metrics: TorchServeMetrics = TorchServeMetrics()
+    log_files: LogFiles = LogFiles()
+    sequence_headers: SequenceHeaders = SequenceHeaders()
+    workflow_store: Path | None = None
+    allowed_urls: tuple[str, ...] = ()
+    # Whether requirements.txt of an archive is installed, into a folder or virtual environment of its model.
+    install_dependencies: bool = False
+    # Handler of archives that name none, and the envelope around every handler's input.
+    default_handler: str = ""
+    service_envelope: str = ""
+    # Workers of a model that is loaded at start; None takes the posture's.
+    workers_at_start: int | None = None
+    # GPUs to use at most; None takes all.
+    gpus: int | None = None
+    # Settings of models by name and version, as `models` of config.properties gives them.
+    model_settings: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    # Where snapshots of the registered models go; None keeps none. `snapshot` is the one to start from.
+    snapshots: Path | None = None
+    snapshot: Mapping[str, Any] | None = None
+    unregister_timeout: int = 120
+    open_inference: bool = True
+    # gRPC connections are closed after so many seconds, their calls after so many more; None never.
+    grpc_connection_age: float | None = None
+    grpc_connection_grace: float | None = None
     # Compute threads of each worker; 0 divides this process's cores among all workers.
     worker_threads: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)

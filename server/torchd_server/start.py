@@ -175,6 +175,7 @@ def defaults(name: str, environment: Mapping[str, str]) -> ServerSettings:
         posture=posture,
         limits=posture.limits,
         model_api=posture.model_api,
+        allowed_urls=posture.allowed_urls,
         environment=dict(environment),
         worker_threads=_threads_of(environment),
     )

@@ -89,7 +89,7 @@ disable_token_authorization=true
     assert (listeners.inference, listeners.management) == (Address("127.0.0.1", 9080), Address("localhost", 9081))
     assert (listeners.grpc_inference.port, listeners.grpc_management) == (9070, Address("127.0.0.2", 7071))
     assert (settings.model_store, settings.models) == (Path("/models"), ("a.mar", "b=c.mar"))
-    assert (settings.posture.workers_at_start, settings.model_defaults.response_timeout) == (3, 33)
+    assert (settings.workers_at_start, settings.model_defaults.response_timeout) == (3, 33)
     assert (settings.model_defaults.job_queue_size, settings.limits.request_bytes) == (44, 55)
     assert (listeners.metrics_enabled, settings.model_api, settings.decode_input) == (False, False, False)
     assert warnings == ()

@@ -154,7 +154,7 @@ def _metrics_enabled(settings: ServerSettings, key: str, value: str) -> ServerSe
 
 
 def _workers_at_start(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-    return replace(settings, posture=replace(settings.posture, workers_at_start=_number(key, value) or None))
+    return replace(settings, workers_at_start=_number(key, value) or None)
 
 
 def _nothing(settings: ServerSettings, key: str, value: str) -> ServerSettings:
