@@ -39,6 +39,7 @@ FLOORS = {
     "request": 2,
     "link": 2,
     "run_directory": 2,
+    "service_manager": 1,
     "clock": 1,
     "errors": 1,
     "faults": 1,

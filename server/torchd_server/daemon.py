@@ -22,7 +22,7 @@ from torchd_protos import inference_pb2, management_pb2, pool
 from torchd_protos.frames import Call, FrameLimits, Load, Reply
 from torchd_protos.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
 from torchd_protos.management_pb2_grpc import add_ManagementAPIsServiceServicer_to_server
-from torchd_server import errors
+from torchd_server import errors, service_manager
 from torchd_server.accelerators.cpu import ThreadBudget, usable_cores
 from torchd_server.accelerators.cuda import visible_gpus
 from torchd_server.accelerators.ledger import DeviceLedger
@@ -141,7 +141,9 @@ class Daemon:
         try:
             await self._start()
             ready()
+            service_manager.notify(self._settings.environment, service_manager.READY)
             await stop.wait()
+            service_manager.notify(self._settings.environment, service_manager.STOPPING)
             logger.info("draining: accepted requests have %g s to finish", self._settings.limits.drain_grace)
         finally:
             await self._stop(at_once)

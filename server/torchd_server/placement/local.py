@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import IO
 
+from torchd_server import service_manager
 from torchd_server.faults import fault
 from torchd_server.placement.base import Exit, WorkerSpec
 
@@ -34,7 +35,9 @@ class LocalPlacement:
     def __init__(self, environment: Mapping[str, str], allowed: str | None) -> None:
         pattern = re.compile(allowed) if allowed is not None else None
         self._environment = {
-            name: value for name, value in environment.items() if pattern is None or pattern.fullmatch(name)
+            name: value
+            for name, value in environment.items()
+            if (pattern is None or pattern.fullmatch(name)) and name not in service_manager.VARIABLES
         }
 
     async def launch(self, spec: WorkerSpec, output: Output) -> LocalProcess:
