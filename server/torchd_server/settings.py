@@ -314,6 +314,8 @@ class Posture:
     # Workers a model gets at start when nothing names a number; None means one per GPU, else one per core.
     workers_at_start: int | None
     limits: Limits
+    # A key of model-config.yaml whose value will not do is ignored with a warning, as in TorchServe; else refused.
+    lenient_model_config: bool = False
 
 
 _WORKER_ENVIRONMENT = (
@@ -332,6 +334,7 @@ POSTURES = {
         None,
         None,
         Limits(request_bytes=6_553_500, response_bytes=6_553_500),
+        lenient_model_config=True,
     ),
 }
 
@@ -383,6 +386,10 @@ class ServerSettings:
     # Compute threads of each worker; 0 divides this process's cores among all workers.
     worker_threads: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
+    # Environment variables whose names match in full are kept from workers.
+    hidden_environment: str = ""
+    # config.properties and the flags that stand for its keys, as given: snapshots repeat them.
+    properties: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_name(what: str, name: str) -> str:

@@ -31,10 +31,13 @@ Output = Callable[[str, str], None]
 class LocalPlacement:
     """Starts workers here."""
 
-    def __init__(self, environment: Mapping[str, str], allowed: str | None) -> None:
-        pattern = re.compile(allowed) if allowed is not None else None
+    def __init__(self, environment: Mapping[str, str], allowed: str | None, hidden: str = "") -> None:
+        """`allowed` and `hidden` are expressions that the names of variables match in full; None allows all."""
+        allow, hide = re.compile(".*" if allowed is None else allowed), re.compile(hidden)
         self._environment = {
-            name: value for name, value in environment.items() if pattern is None or pattern.fullmatch(name)
+            name: value
+            for name, value in environment.items()
+            if allow.fullmatch(name) and not (hidden and hide.fullmatch(name))
         }
 
     async def launch(self, spec: WorkerSpec, output: Output) -> LocalProcess:
