@@ -16,23 +16,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from torchd_server.settings import ModelSettings
+from torchd_server.settings import RegisteredModel
 from torchd_server.torchserve import properties_format
 
 GENERATION = "torchd_snapshot_generation"
 KEPT = 5
 _NAME = re.compile(r"\d{17}-(startup|snapshot|shutdown)\.cfg")
-
-
-@dataclass(frozen=True, slots=True)
-class RegisteredModel:
-    """One registered version as a snapshot keeps it; `source` is what it was registered from."""
-
-    name: str
-    version: str
-    source: str
-    is_default: bool
-    settings: ModelSettings
 
 
 @dataclass(frozen=True, slots=True)
