@@ -71,7 +71,8 @@ class Applied:
 
 
 def _key(name: str, setting: str, read: Read, says: str, *, env: bool | str = True, fallback: str | None = None) -> Key:
-    variable = env if isinstance(env, str) else f"TS_{name.upper()}" if env else ""
+    usual = f"TS_{name.removeprefix('ts_').upper()}" if env else ""
+    variable = env if isinstance(env, str) else usual
     return Key(name, says, setting, read, variable, fallback)
 
 

@@ -26,7 +26,7 @@ _NAME = re.compile(r"\d{17}-(startup|snapshot|shutdown)\.cfg")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The newest complete snapshot (None: there is none), and the newer ones that are not complete."""
+    """The newest complete snapshot (None: there is none), and those that are not complete."""
 
     file: Path | None
     torn: tuple[str, ...] = ()
@@ -42,12 +42,11 @@ class _Found:
 
 def choose(folder: Path) -> Choice:
     """The snapshot to start from."""
-    torn: list[str] = []
-    for found in _newest_first(folder):
-        if found.is_complete:
-            return Choice(found.file, tuple(torn))
-        torn.append(found.file.name)
-    return Choice(None, tuple(torn))
+    found = _newest_first(folder)
+    return Choice(
+        next((one.file for one in found if one.is_complete), None),
+        tuple(one.file.name for one in found if not one.is_complete),
+    )
 
 
 def write(
@@ -60,7 +59,9 @@ def write(
     name = f"{now:%Y%m%d%H%M%S}{now.microsecond // 1000:03d}-{kind}.cfg"
     document = {**properties, GENERATION: str(generation), "model_snapshot": _models_document(name, models, now)}
     _replace(folder, name, properties_format.write(document).encode(properties_format.ENCODING))
-    for old in [found for found in present if found.is_ours and found.file.name != name][KEPT - 1 :]:
+    others = [found for found in present if found.file.name != name]
+    torn = [found for found in others if not found.is_complete]
+    for old in [*torn, *[found for found in others if found.is_complete and found.is_ours][KEPT - 1 :]]:
         old.file.unlink(missing_ok=True)
     return folder / name
 
