@@ -38,7 +38,12 @@ class Flags:
 
 def parse(argv: Sequence[str]) -> Flags:
     """Reads the flags; ends the process as argparse does for --help and for one that is wrong."""
-    given = vars(parser().parse_args(argv))
+    return flags_of(parser().parse_args(argv))
+
+
+def flags_of(found: argparse.Namespace) -> Flags:
+    """What the parser found."""
+    given = dict(vars(found))
     del given["start"]  # what happens anyway
     return Flags(**{**given, "models": tuple(given["models"])})
 
