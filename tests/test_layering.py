@@ -22,6 +22,7 @@ FLOORS = {
     "cli": 13,
     "commands": 13,
     "start": 13,
+    "switch_commands": 13,
     "daemon": 12,
     "surfaces": 11,
     "torchserve": 10,

@@ -26,9 +26,10 @@ from torchd_server import errors, service_manager
 from torchd_server.accelerators.cpu import ThreadBudget, usable_cores
 from torchd_server.accelerators.cuda import visible_gpus
 from torchd_server.accelerators.ledger import DeviceLedger
+from torchd_server.accelerators.memory import available_bytes
 from torchd_server.clock import SystemClock
 from torchd_server.inference import Inference
-from torchd_server.management import Management, RegisterModel
+from torchd_server.management import Management, RegisterModel, Rules
 from torchd_server.metrics import Metrics
 from torchd_server.model import Machinery
 from torchd_server.placement.base import WorkerSpec
@@ -41,9 +42,12 @@ from torchd_server.surfaces.health_grpc import HealthSurface
 from torchd_server.surfaces.inference_grpc import InferenceSurface
 from torchd_server.surfaces.management_grpc import ManagementSurface
 from torchd_server.surfaces.rest.answers import refusal
+from torchd_server.surfaces.rest.combined import combined
 from torchd_server.surfaces.rest.http1 import Handle, HttpServer
 from torchd_server.surfaces.rest.http1_reader import HttpLimits
 from torchd_server.surfaces.rest.routes import inference_port, management_port, metrics_port
+from torchd_server.torchserve.model_config import lenient
+from torchd_server.torchserve.snapshot_keeper import SnapshotKeeper, restore
 from torchd_server.worker import WorkerPlan
 
 logger = logging.getLogger(__name__)
@@ -66,10 +70,12 @@ class Core:
         self.metrics = Metrics()
         self.registry = ModelRegistry()
         self.store = ModelStore(settings.model_store, scratch)
-        gpus = visible_gpus(settings.environment)
+        gpus = visible_gpus(settings.environment)[: settings.gpus]
         cores = usable_cores()
         machinery = Machinery(
-            placement=LocalPlacement(settings.environment, settings.posture.worker_environment),
+            placement=LocalPlacement(
+                settings.environment, settings.posture.worker_environment, settings.hidden_environment
+            ),
             threads=ThreadBudget(cores, settings.worker_threads),
             devices=DeviceLedger(gpus),
             clock=SystemClock(),
@@ -95,6 +101,13 @@ class Core:
             settings.limits,
             settings.model_api,
             lambda: settings.workers_at_start or settings.posture.workers_at_start or len(gpus) or cores,
+            Rules(
+                workers_by_api=settings.workers_at_start or 0,
+                default_handler=settings.default_handler,
+                model_settings=settings.model_settings,
+                read_config=lenient if settings.posture.lenient_model_config else None,
+                available_memory=None if settings.workers_at_start else available_bytes,
+            ),
         )
 
 
@@ -124,12 +137,22 @@ class Daemon:
         self._grpc_management = self._grpc_server(names["management"])
         add_InferenceAPIsServiceServicer_to_server(InferenceSurface(self._core.inference), self._grpc_inference)
         add_ManagementAPIsServiceServicer_to_server(ManagementSurface(self._core.management), self._grpc_management)
-        self._rest = {
-            "inference": self._http_server(inference_port(self._core.inference)),
-            "management": self._http_server(management_port(self._core.management), settings.limits.management_bytes),
+        ports = {
+            "inference": (inference_port(self._core.inference), settings.limits.request_bytes),
+            "management": (management_port(self._core.management), settings.limits.management_bytes),
         }
         if settings.listeners.metrics_enabled:
-            self._rest["metrics"] = self._http_server(metrics_port(self._core.metrics))
+            ports["metrics"] = (metrics_port(self._core.metrics), settings.limits.request_bytes)
+        # The APIs each server answers, by name: several where they have one address.
+        self._rest = {
+            names: self._http_server(
+                combined([ports[name][0] for name in names]), max(ports[name][1] for name in names)
+            )
+            for names in settings.listeners.together(ports)
+        }
+        self._snapshots: SnapshotKeeper | None = None
+        if settings.snapshots is not None:
+            self._snapshots = SnapshotKeeper(settings.snapshots, settings.properties, self._core.management)
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serves until SIGTERM or SIGINT, then drains; `ready` is called once everything listens."""
@@ -156,15 +179,21 @@ class Daemon:
         for name, server in (("grpc_inference", self._grpc_inference), ("grpc_management", self._grpc_management)):
             bound[name] = str(self._bind_grpc(server, name, getattr(self._settings.listeners, name)))
             await server.start()
-        for name, rest in self._rest.items():
-            bound[name] = f"http://{await self._bind_rest(rest, name, getattr(self._settings.listeners, name))}"
+        for names, rest in self._rest.items():
+            address = f"http://{await self._bind_rest(rest, names[0], getattr(self._settings.listeners, names[0]))}"
+            bound |= dict.fromkeys(names, address)
         await self._load_models()
+        if self._snapshots is not None:
+            await self._snapshots.start()
         self._run_directory.announce(bound)
         for name, address in bound.items():
             logger.info("%-16s %s", name.replace("_", " "), address)
 
     async def _load_models(self) -> None:
         """One model that cannot be registered does not stop the others."""
+        if self._settings.snapshot is not None:
+            await restore(self._settings.snapshot, self._core.management)
+            return
         entries = self._settings.models
         if any(entry.lower() == "all" for entry in entries):
             entries = tuple(self._core.store.names())
@@ -191,6 +220,8 @@ class Daemon:
             _unless_hurried(self._close(max(LAST_ANSWERS_SECONDS, end - time.monotonic())), at_once),
         )
         await self._close(0.0)
+        if self._snapshots is not None:
+            await self._snapshots.stop()
         self._run_directory.leave()
 
     async def _close(self, grace_seconds: float) -> None:
@@ -220,13 +251,13 @@ class Daemon:
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server, pool.POOL)
         return server
 
-    def _http_server(self, handle: Handle, body_bytes: int | None = None) -> HttpServer:
+    def _http_server(self, handle: Handle, body_bytes: int) -> HttpServer:
         limits = self._settings.limits
         return HttpServer(
             handle,
             refusal,
             HttpLimits(
-                body_bytes=limits.request_bytes if body_bytes is None else body_bytes,
+                body_bytes=body_bytes,
                 connections=min(limits.connections, _descriptors() // CONNECTION_SHARE),
             ),
         )

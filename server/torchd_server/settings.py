@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,17 @@ def merge_model_settings(
 
 
 @dataclass(frozen=True, slots=True)
+class RegisteredModel:
+    """One registered version as a snapshot keeps it; `source` is what it was registered from."""
+
+    name: str
+    version: str
+    source: str
+    is_default: bool
+    settings: ModelSettings
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What one client, one request or one model may take. Sizes in bytes, times in seconds."""
 
@@ -228,6 +239,15 @@ class Listeners:
                 raise SettingInvalid(
                     name, str(address), "a loopback address: without tokens torchd serves this machine only"
                 )
+
+    def together(self, names: Iterable[str]) -> list[tuple[str, ...]]:
+        """These APIs, those of one address together; port 0 is another one each time."""
+        groups: dict[Address | str, tuple[str, ...]] = {}
+        for name in names:
+            address: Address = getattr(self, name)
+            place = address if address.port or address.unix is not None else name
+            groups[place] = (*groups.get(place, ()), name)
+        return list(groups.values())
 
     def at(self, name: str, address: Address) -> Listeners:
         """These, with one API elsewhere."""
@@ -314,6 +334,8 @@ class Posture:
     # Workers a model gets at start when nothing names a number; None means one per GPU, else one per core.
     workers_at_start: int | None
     limits: Limits
+    # A key of model-config.yaml whose value will not do is ignored with a warning, as in TorchServe; else refused.
+    lenient_model_config: bool = False
 
 
 _WORKER_ENVIRONMENT = (
@@ -332,6 +354,7 @@ POSTURES = {
         None,
         None,
         Limits(request_bytes=6_553_500, response_bytes=6_553_500),
+        lenient_model_config=True,
     ),
 }
 
@@ -383,6 +406,10 @@ class ServerSettings:
     # Compute threads of each worker; 0 divides this process's cores among all workers.
     worker_threads: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
+    # Environment variables whose names match in full are kept from workers.
+    hidden_environment: str = ""
+    # config.properties and the flags that stand for its keys, as given: snapshots repeat them.
+    properties: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_name(what: str, name: str) -> str:

@@ -32,12 +32,14 @@ Output = Callable[[str, str], None]
 class LocalPlacement:
     """Starts workers here."""
 
-    def __init__(self, environment: Mapping[str, str], allowed: str | None) -> None:
-        pattern = re.compile(allowed) if allowed is not None else None
+    def __init__(self, environment: Mapping[str, str], allowed: str | None, hidden: str = "") -> None:
+        """`allowed` and `hidden` are expressions that the names of variables match in full; None allows all."""
+        allow, hide = re.compile(".*" if allowed is None else allowed), re.compile(hidden)
         self._environment = {
             name: value
             for name, value in environment.items()
-            if (pattern is None or pattern.fullmatch(name)) and name not in service_manager.VARIABLES
+            if allow.fullmatch(name) and not (hidden and hide.fullmatch(name))
+            if name not in service_manager.VARIABLES
         }
 
     async def launch(self, spec: WorkerSpec, output: Output) -> LocalProcess:
