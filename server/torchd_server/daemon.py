@@ -10,7 +10,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,23 @@ from torchd_server.inference import Inference
 from torchd_server.management import Management, RegisterModel
 from torchd_server.metrics import Metrics
 from torchd_server.model import Machinery
+from torchd_server.open_inference import OpenInference
 from torchd_server.placement.base import WorkerSpec
 from torchd_server.placement.local import LocalPlacement
 from torchd_server.registry import ModelRegistry
 from torchd_server.run_directory import RunDirectory
 from torchd_server.settings import Address, ModelSettings, ServerSettings
 from torchd_server.store import ModelStore
+from torchd_server.surfaces import open_inference_grpc
 from torchd_server.surfaces.health_grpc import HealthSurface
 from torchd_server.surfaces.inference_grpc import InferenceSurface
 from torchd_server.surfaces.management_grpc import ManagementSurface
+from torchd_server.surfaces.open_inference_grpc import OpenInferenceSurface
 from torchd_server.surfaces.rest.answers import refusal
 from torchd_server.surfaces.rest.http1 import Handle, HttpServer
 from torchd_server.surfaces.rest.http1_reader import HttpLimits
-from torchd_server.surfaces.rest.routes import inference_port, management_port, metrics_port
+from torchd_server.surfaces.rest.router import Endpoint
+from torchd_server.surfaces.rest.routes import inference_endpoints, management_port_endpoints, metrics_endpoints, port
 from torchd_server.worker import WorkerPlan
 
 logger = logging.getLogger(__name__)
@@ -86,6 +90,7 @@ class Core:
             unload_grace_seconds=settings.limits.unload_grace,
         )
         self.inference = Inference(self.registry, settings.limits)
+        self.open_inference = OpenInference(self.registry, self.inference)
         self.management = Management(
             self.registry,
             self.store,
@@ -115,21 +120,35 @@ class Daemon:
         self._settings = settings
         self._run_directory = run_directory
         self._core = Core(settings, run_directory.scratch)
-        names = {
-            "inference": inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name,
-            "management": management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name,
-        }
-        self._health = HealthSurface(self._core.registry, names.values())
-        self._grpc_inference = self._grpc_server(names["inference"])
-        self._grpc_management = self._grpc_server(names["management"])
+        inference = [inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name]
+        inference += open_inference_grpc.NAMES if settings.open_inference else ()
+        management = [management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name]
+        self._health = HealthSurface(self._core.registry, [*inference, *management])
+        self._grpc_inference = self._grpc_server(inference)
+        self._grpc_management = self._grpc_server(management)
         add_InferenceAPIsServiceServicer_to_server(InferenceSurface(self._core.inference), self._grpc_inference)
         add_ManagementAPIsServiceServicer_to_server(ManagementSurface(self._core.management), self._grpc_management)
-        self._rest = {
-            "inference": self._http_server(inference_port(self._core.inference)),
-            "management": self._http_server(management_port(self._core.management), settings.limits.management_bytes),
+        if settings.open_inference:
+            open_inference_grpc.add_to_server(OpenInferenceSurface(self._core.open_inference), self._grpc_inference)
+        self._rest = self._rest_servers()
+
+    def _rest_servers(self) -> dict[str, HttpServer]:
+        """One server for each address; the APIs of one address are one list of endpoints."""
+        core, settings = self._core, self._settings
+        apis: dict[str, list[Endpoint]] = {
+            "inference": inference_endpoints(core.inference, core.open_inference, settings.open_inference),
+            "management": management_port_endpoints(core.management, core.open_inference),
         }
         if settings.listeners.metrics_enabled:
-            self._rest["metrics"] = self._http_server(metrics_port(self._core.metrics))
+            apis["metrics"] = metrics_endpoints(core.metrics)
+        at: dict[Address, str] = {}
+        shared: dict[str, list[Endpoint]] = {}
+        for name, endpoints in apis.items():
+            address: Address = getattr(settings.listeners, name)
+            first = at.setdefault(address, name) if address.port or address.unix else name
+            shared.setdefault(first, []).extend(endpoints)
+        smaller = {"management": settings.limits.management_bytes}
+        return {name: self._http_server(port(endpoints), smaller.get(name)) for name, endpoints in shared.items()}
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serves until SIGTERM or SIGINT, then drains; `ready` is called once everything listens."""
@@ -156,6 +175,12 @@ class Daemon:
             await server.start()
         for name, rest in self._rest.items():
             bound[name] = f"http://{await self._bind_rest(rest, name, getattr(self._settings.listeners, name))}"
+        for name in ("inference", "management", "metrics"):  # an API beside another on one address
+            for first in self._rest:
+                if name not in bound and getattr(self._settings.listeners, name) == getattr(
+                    self._settings.listeners, first
+                ):
+                    bound[name] = bound[first]
         await self._load_models()
         self._run_directory.announce(bound)
         for name, address in bound.items():
@@ -198,7 +223,7 @@ class Daemon:
             *(rest.drain(grace_seconds) for rest in self._rest.values()),
         )
 
-    def _grpc_server(self, service: str) -> grpc.aio.Server:
+    def _grpc_server(self, services: Sequence[str]) -> grpc.aio.Server:
         limits = self._settings.limits
         server = grpc.aio.server(
             options=[
@@ -211,10 +236,11 @@ class Daemon:
             ]
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = [service, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         if self._settings.posture.reflection:
             for module in (health_pb2, reflection_pb2):
                 pool.add(module.DESCRIPTOR)
+            pool.POOL.AddSerializedFile(open_inference_grpc.torchserves_file())
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server, pool.POOL)
         return server
 
