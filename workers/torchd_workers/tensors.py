@@ -80,7 +80,7 @@ def _packed(tensor: Any) -> tuple[dict[str, Any], bytes]:
     if len(values) != count:
         raise TensorsInvalid(f"tensor {name!r} has {len(values)} elements; its shape {tensor['shape']} has {count}")
     if datatype == "BYTES" and parameters.get("content_type") == "base64":
-        values = [b64decode(value) for value in values]
+        values = [b64decode(value, validate=True) for value in values]
     try:
         raw = raw_of(datatype, values)
     except TensorsInvalid as error:

@@ -39,7 +39,8 @@ class Row:
 
 def _no_worker_sentence(error: errors.NoWorker | errors.QueueFull) -> str:
     asked_for = error.asked_for if isinstance(error, errors.NoWorker) else "inference"
-    sentence = f'Model "{error.model}" has no worker to serve {asked_for} request. Please use scale workers API to add workers.'
+    sentence = f'Model "{error.model}" has no worker to serve {asked_for} request. '
+    sentence += "Please use scale workers API to add workers."
     if asked_for == "describe":
         return sentence
     return (

@@ -9,12 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 from torchd_protos import tensors
-from torchd_protos.frames import Header, Reply
+from torchd_protos.frames import Header, Part, Reply
 from torchd_server import errors
 from torchd_server.inference import Inference
 from torchd_server.open_inference import OpenInference, ServerMetadata
 from torchd_server.surfaces.auth import Access
-from torchd_server.surfaces.rest.answers import answer, document, error_answer
+from torchd_server.surfaces.rest.answers import JSON, answer, document, error_answer
 from torchd_server.surfaces.rest.deadlines import timeout_ms
 from torchd_server.surfaces.rest.http1 import HttpResponse
 from torchd_server.surfaces.rest.http1_reader import HttpRequest
@@ -38,7 +38,7 @@ def kserve_inference_endpoints(inference: Inference, open_inference: OpenInferen
                 length = request.header(HEAD_LENGTH)
                 if length is not None and not explain:
                     return await _infer_binary(open_inference, request, variables, request_id, length)
-                return await run(inference, call_of(request, variables, form_parts(request), request_id, explain))
+                return await run(inference, call_of(request, variables, _json_parts(request), request_id, explain))
             except Exception as error:
                 return _error(error, request_id)
 
@@ -54,6 +54,12 @@ def kserve_inference_endpoints(inference: Inference, open_inference: OpenInferen
             ("explain", True, "Explains a model's answer on tensors."),
         )
     ]
+
+
+def _json_parts(request: HttpRequest) -> list[Part]:
+    """The protocol's body is JSON, also where the client does not say so (Triton's does not)."""
+    parts = form_parts(request)
+    return parts if request.header("content-type") else [Part(part.name, JSON[1], part.body) for part in parts]
 
 
 def _error(error: Exception, request_id: str | None = None) -> HttpResponse:
