@@ -10,7 +10,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +32,23 @@ from torchd_server.inference import Inference
 from torchd_server.management import Management, RegisterModel, Rules
 from torchd_server.metrics import Metrics
 from torchd_server.model import Machinery
+from torchd_server.open_inference import OpenInference
 from torchd_server.placement.base import WorkerSpec
 from torchd_server.placement.local import LocalPlacement
 from torchd_server.registry import ModelRegistry
 from torchd_server.run_directory import RunDirectory
 from torchd_server.settings import Address, ModelSettings, ServerSettings
 from torchd_server.store import ModelStore
+from torchd_server.surfaces import open_inference_grpc
 from torchd_server.surfaces.health_grpc import HealthSurface
 from torchd_server.surfaces.inference_grpc import InferenceSurface
 from torchd_server.surfaces.management_grpc import ManagementSurface
+from torchd_server.surfaces.open_inference_grpc import OpenInferenceSurface
 from torchd_server.surfaces.rest.answers import refusal
-from torchd_server.surfaces.rest.combined import combined
 from torchd_server.surfaces.rest.http1 import Handle, HttpServer
 from torchd_server.surfaces.rest.http1_reader import HttpLimits
-from torchd_server.surfaces.rest.routes import inference_port, management_port, metrics_port
+from torchd_server.surfaces.rest.router import Endpoint
+from torchd_server.surfaces.rest.routes import inference_endpoints, management_port_endpoints, metrics_endpoints, port
 from torchd_server.torchserve.model_config import lenient
 from torchd_server.torchserve.snapshot_keeper import SnapshotKeeper, restore
 from torchd_server.worker import WorkerPlan
@@ -92,6 +95,7 @@ class Core:
             unload_grace_seconds=settings.limits.unload_grace,
         )
         self.inference = Inference(self.registry, settings.limits)
+        self.open_inference = OpenInference(self.registry, self.inference)
         self.management = Management(
             self.registry,
             self.store,
@@ -128,31 +132,38 @@ class Daemon:
         self._settings = settings
         self._run_directory = run_directory
         self._core = Core(settings, run_directory.scratch)
-        names = {
-            "inference": inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name,
-            "management": management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name,
-        }
-        self._health = HealthSurface(self._core.registry, names.values())
-        self._grpc_inference = self._grpc_server(names["inference"])
-        self._grpc_management = self._grpc_server(names["management"])
+        inference = [inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name]
+        inference += open_inference_grpc.NAMES if settings.open_inference else ()
+        management = [management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name]
+        self._health = HealthSurface(self._core.registry, [*inference, *management])
+        self._grpc_inference = self._grpc_server(inference)
+        self._grpc_management = self._grpc_server(management)
         add_InferenceAPIsServiceServicer_to_server(InferenceSurface(self._core.inference), self._grpc_inference)
         add_ManagementAPIsServiceServicer_to_server(ManagementSurface(self._core.management), self._grpc_management)
-        ports = {
-            "inference": (inference_port(self._core.inference), settings.limits.request_bytes),
-            "management": (management_port(self._core.management), settings.limits.management_bytes),
-        }
-        if settings.listeners.metrics_enabled:
-            ports["metrics"] = (metrics_port(self._core.metrics), settings.limits.request_bytes)
-        # The APIs each server answers, by name: several where they have one address.
-        self._rest = {
-            names: self._http_server(
-                combined([ports[name][0] for name in names]), max(ports[name][1] for name in names)
-            )
-            for names in settings.listeners.together(ports)
-        }
+        if settings.open_inference:
+            open_inference_grpc.add_to_server(OpenInferenceSurface(self._core.open_inference), self._grpc_inference)
+        self._rest = self._rest_servers()
         self._snapshots: SnapshotKeeper | None = None
         if settings.snapshots is not None:
             self._snapshots = SnapshotKeeper(settings.snapshots, settings.properties, self._core.management)
+
+    def _rest_servers(self) -> dict[tuple[str, ...], HttpServer]:
+        """The server of each address, by the names of the APIs it answers: several where they have one address."""
+        core, settings = self._core, self._settings
+        apis: dict[str, list[Endpoint]] = {
+            "inference": inference_endpoints(core.inference, core.open_inference, settings.open_inference),
+            "management": management_port_endpoints(core.management, core.open_inference),
+        }
+        if settings.listeners.metrics_enabled:
+            apis["metrics"] = metrics_endpoints(core.metrics)
+        bodies = {"management": settings.limits.management_bytes}
+        return {
+            names: self._http_server(
+                port([endpoint for name in names for endpoint in apis[name]]),
+                max(bodies.get(name, settings.limits.request_bytes) for name in names),
+            )
+            for names in settings.listeners.together(apis)
+        }
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serves until SIGTERM or SIGINT, then drains; `ready` is called once everything listens."""
@@ -231,7 +242,7 @@ class Daemon:
             *(rest.drain(grace_seconds) for rest in self._rest.values()),
         )
 
-    def _grpc_server(self, service: str) -> grpc.aio.Server:
+    def _grpc_server(self, services: Sequence[str]) -> grpc.aio.Server:
         limits = self._settings.limits
         server = grpc.aio.server(
             options=[
@@ -244,10 +255,11 @@ class Daemon:
             ]
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = [service, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         if self._settings.posture.reflection:
             for module in (health_pb2, reflection_pb2):
                 pool.add(module.DESCRIPTOR)
+            pool.POOL.AddSerializedFile(open_inference_grpc.torchserves_file())
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server, pool.POOL)
         return server
 

@@ -6,7 +6,7 @@ TorchdError
 |- ArchiveInvalid
 |- ModelExists, DefaultVersionInUse, ModelApiDisabled
 |- Overloaded: QueueFull
-|- Unavailable: NoWorker, Draining
+|- Unavailable: NoWorker (NoWorkerToDescribe), Draining
 |- ModelFailed
 |- LoadFailed: OutOfMemory, SpawnFailed
 |- DeadlineExceeded: DeadlineInQueue
@@ -125,9 +125,17 @@ class Unavailable(TorchdError):
 class NoWorker(Unavailable):
     """The model has no worker, and none is wanted."""
 
+    asked_for = "inference"
+
     def __init__(self, model: str, version: str) -> None:
         self.model, self.version = model, version
         super().__init__(f"model '{model}' version {version} has no worker; scale it to at least one")
+
+
+class NoWorkerToDescribe(NoWorker):
+    """The handler cannot be asked about itself: no worker has it."""
+
+    asked_for = "describe"
 
 
 class Draining(Unavailable):

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from torchd_server import logs
+from torchd_server import __version__, logs
 from torchd_server.run_directory import RunDirectoryTaken, default_run_directory
 from torchd_server.settings import API_NAMES, POSTURES, Address, ServerSettings, SettingInvalid
 from torchd_server.torchserve import background, command_line, config_properties
@@ -26,7 +26,7 @@ from torchd_server.torchserve.command_line import Refused
 from torchd_server.torchserve.pid_file import PidFile, PidFileUnsafe
 from torchd_server.torchserve.sources import Resolved, resolve
 
-VERSION = "0.1.0"
+VERSION = __version__
 TORCHSERVE_VERSION = "0.12.0"  # whose behaviour this command has
 # sysexits.h and errno: what went wrong, for scripts.
 EX_USAGE, EX_CONFIG, EX_IN_USE = 64, 78, 98

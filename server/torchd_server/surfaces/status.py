@@ -38,9 +38,13 @@ class Row:
 
 
 def _no_worker_sentence(error: errors.NoWorker | errors.QueueFull) -> str:
+    asked_for = error.asked_for if isinstance(error, errors.NoWorker) else "inference"
+    sentence = f'Model "{error.model}" has no worker to serve {asked_for} request. '
+    sentence += "Please use scale workers API to add workers."
+    if asked_for == "describe":
+        return sentence
     return (
-        f'Model "{error.model}" has no worker to serve inference request. Please use scale workers API to add workers. '
-        "If this is a sequence inference, please check if it is closed, or expired; "
+        f"{sentence} If this is a sequence inference, please check if it is closed, or expired; "
         "or exceeds maxSequenceJobQueueSize"
     )
 
