@@ -7,7 +7,6 @@ import contextlib
 import logging
 import resource
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Coroutine
@@ -35,12 +34,13 @@ from torchd_server.placement.base import WorkerSpec
 from torchd_server.placement.local import LocalPlacement
 from torchd_server.registry import ModelRegistry
 from torchd_server.run_directory import RunDirectory
-from torchd_server.settings import Address, ModelSettings, ServerSettings
+from torchd_server.settings import ModelSettings, ServerSettings
 from torchd_server.store import ModelStore
+from torchd_server.surfaces.auth import Access, metrics_access
+from torchd_server.surfaces.edge import Edge
 from torchd_server.surfaces.health_grpc import HealthSurface
 from torchd_server.surfaces.inference_grpc import InferenceSurface
 from torchd_server.surfaces.management_grpc import ManagementSurface
-from torchd_server.surfaces.rest.answers import refusal
 from torchd_server.surfaces.rest.http1 import Handle, HttpServer
 from torchd_server.surfaces.rest.http1_reader import HttpLimits
 from torchd_server.surfaces.rest.routes import inference_port, management_port, metrics_port
@@ -53,10 +53,6 @@ LAST_ANSWERS_SECONDS = 1.0
 FRAME_SLACK_BYTES = 1024 * 1024
 # Of this process's descriptors each REST port may use one in so many: the rest is for gRPC, workers and files.
 CONNECTION_SHARE = 6
-
-
-class AddressInUse(RuntimeError):
-    """Somebody listens there already."""
 
 
 class Core:
@@ -119,17 +115,25 @@ class Daemon:
             "inference": inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name,
             "management": management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name,
         }
+        self._edge = Edge(settings, run_directory, self._core.metrics)
         self._health = HealthSurface(self._core.registry, names.values())
-        self._grpc_inference = self._grpc_server(names["inference"])
-        self._grpc_management = self._grpc_server(names["management"])
+        self._grpc_inference = self._grpc_server("grpc_inference", names["inference"], Access.INFERENCE)
+        self._grpc_management = self._grpc_server("grpc_management", names["management"], Access.MANAGEMENT)
         add_InferenceAPIsServiceServicer_to_server(InferenceSurface(self._core.inference), self._grpc_inference)
         add_ManagementAPIsServiceServicer_to_server(ManagementSurface(self._core.management), self._grpc_management)
+        guard = self._edge.guard
         self._rest = {
-            "inference": self._http_server(inference_port(self._core.inference)),
-            "management": self._http_server(management_port(self._core.management), settings.limits.management_bytes),
+            "inference": self._http_server("inference", inference_port(self._core.inference, guard)),
+            "management": self._http_server(
+                "management",
+                management_port(self._core.management, guard, self._edge.renewal),
+                settings.limits.management_bytes,
+            ),
         }
         if settings.listeners.metrics_enabled:
-            self._rest["metrics"] = self._http_server(metrics_port(self._core.metrics))
+            self._rest["metrics"] = self._http_server(
+                "metrics", metrics_port(self._core.metrics, guard, metrics_access(settings))
+            )
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serves until SIGTERM or SIGINT, then drains; `ready` is called once everything listens."""
@@ -138,6 +142,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: (at_once if stop.is_set() else stop).set())
+        loop.add_signal_handler(signal.SIGHUP, self._edge.reload)
         try:
             await self._start()
             ready()
@@ -148,16 +153,17 @@ class Daemon:
         logger.info("stopped")
 
     async def _start(self) -> None:
-        """In order: listeners first, so that a taken port fails before a worker exists; then the models; then the
-        addresses are written down, so that whoever reads them finds somebody."""
+        """In order: listeners first, so that a taken port fails before a worker exists or a key file is replaced; then
+        the keys; then the models; then the addresses are written down, so that whoever reads them finds somebody."""
         bound = {}
         for name, server in (("grpc_inference", self._grpc_inference), ("grpc_management", self._grpc_management)):
-            bound[name] = str(self._bind_grpc(server, name, getattr(self._settings.listeners, name)))
+            bound[name] = self._edge.bind_grpc(server, name)
             await server.start()
         for name, rest in self._rest.items():
-            bound[name] = f"http://{await self._bind_rest(rest, name, getattr(self._settings.listeners, name))}"
+            bound[name] = await self._edge.bind_rest(rest, name)
+        self._edge.open()
         await self._load_models()
-        self._run_directory.announce(bound)
+        self._edge.announce(bound)
         for name, address in bound.items():
             logger.info("%-16s %s", name.replace("_", " "), address)
 
@@ -189,6 +195,7 @@ class Daemon:
             _unless_hurried(self._close(max(LAST_ANSWERS_SECONDS, end - time.monotonic())), at_once),
         )
         await self._close(0.0)
+        self._edge.close()
         self._run_directory.leave()
 
     async def _close(self, grace_seconds: float) -> None:
@@ -198,9 +205,10 @@ class Daemon:
             *(rest.drain(grace_seconds) for rest in self._rest.values()),
         )
 
-    def _grpc_server(self, service: str) -> grpc.aio.Server:
+    def _grpc_server(self, name: str, service: str, access: Access) -> grpc.aio.Server:
         limits = self._settings.limits
         server = grpc.aio.server(
+            interceptors=self._edge.interceptors(access),
             options=[
                 ("grpc.so_reuseport", 0),  # else a second daemon would silently share the port
                 ("grpc.max_concurrent_streams", limits.streams_per_connection),
@@ -208,43 +216,27 @@ class Daemon:
                 ("grpc.max_send_message_length", limits.response_bytes + FRAME_SLACK_BYTES),
                 ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
                 ("grpc.server_handshake_timeout_ms", 10_000),
-            ]
+            ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [service, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
-        if self._settings.posture.reflection:
+        if self._settings.posture.reflection and getattr(self._settings.listeners, name).is_loopback:
             for module in (health_pb2, reflection_pb2):
                 pool.add(module.DESCRIPTOR)
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server, pool.POOL)
         return server
 
-    def _http_server(self, handle: Handle, body_bytes: int | None = None) -> HttpServer:
+    def _http_server(self, name: str, handle: Handle, body_bytes: int | None = None) -> HttpServer:
         limits = self._settings.limits
+        gate = self._edge.gate(name, handle)
         return HttpServer(
-            handle,
-            refusal,
+            gate.handle,
+            gate.refuse,
             HttpLimits(
                 body_bytes=limits.request_bytes if body_bytes is None else body_bytes,
                 connections=min(limits.connections, _descriptors() // CONNECTION_SHARE),
             ),
         )
-
-    @staticmethod
-    def _bind_grpc(server: grpc.aio.Server, name: str, address: Address) -> Address:
-        # Asked for first with a plain socket: gRPC would print its own account of a taken port.
-        try:
-            with socket.create_server((address.host, address.port), family=_family(address)):
-                pass
-            return Address(address.host, server.add_insecure_port(str(address)))
-        except (OSError, RuntimeError) as error:
-            raise _in_use(name, address) from error
-
-    @staticmethod
-    async def _bind_rest(server: HttpServer, name: str, address: Address) -> Address:
-        try:
-            return Address(address.host, await server.start(address.host, address.port))
-        except OSError as error:
-            raise _in_use(name, address) from error
 
 
 async def _unless_hurried(ending: Coroutine[Any, Any, None], at_once: asyncio.Event) -> None:
@@ -266,18 +258,6 @@ def _descriptors() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return allowed if allowed != resource.RLIM_INFINITY else 1 << 20
-
-
-def _family(address: Address) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address.host else socket.AF_INET
-
-
-def _in_use(name: str, address: Address) -> AddressInUse:
-    flag = f"--{name.replace('_', '-')}-port"
-    return AddressInUse(
-        f"cannot listen on {address}: another program does; stop it, or choose another port "
-        f"({flag} of torchd serve, or the address in config.properties)"
-    )
 
 
 async def serve(settings: ServerSettings, ready: Callable[[], None]) -> None:

@@ -92,9 +92,12 @@ def _http_address(name: str) -> Apply:
             host, port = parts.hostname, parts.port
         except ValueError as error:
             raise SettingInvalid(key, value, "http://host:port") from error
-        if parts.scheme != "http" or not host:
+        if parts.scheme == "unix" and parts.path:
+            return _listen(settings, name, Address("", 0, unix=Path(parts.path)))
+        if parts.scheme not in ("http", "https") or not host:
             raise SettingInvalid(key, value, "http://host:port")
-        return _listen(settings, name, Address(host, port or 80))
+        tls = parts.scheme == "https"
+        return _listen(settings, name, Address(host, port or (443 if tls else 80), tls))
 
     return apply_address
 
@@ -157,8 +160,28 @@ def _workers_at_start(settings: ServerSettings, key: str, value: str) -> ServerS
     return replace(settings, workers_at_start=_number(key, value) or None)
 
 
-def _nothing(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-    return settings
+def _tokens_off(settings: ServerSettings, key: str, value: str) -> ServerSettings:
+    return replace(settings, tokens=replace(settings.tokens, enabled=not _boolean(key, value)))
+
+
+def _token_lifetime(settings: ServerSettings, key: str, value: str) -> ServerSettings:
+    return replace(settings, tokens=replace(settings.tokens, lifetime_minutes=float(value)))
+
+
+def _tls_file(name: str) -> Apply:
+    def apply_file(settings: ServerSettings, key: str, value: str) -> ServerSettings:
+        given: dict[str, Any] = {name: Path(value)}
+        return replace(settings, tls=replace(settings.tls, **given))
+
+    return apply_file
+
+
+def _cors(name: str) -> Apply:
+    def apply_cors(settings: ServerSettings, key: str, value: str) -> ServerSettings:
+        given: dict[str, Any] = {name: value}
+        return replace(settings, cors=replace(settings.cors, **given))
+
+    return apply_cors
 
 
 def _number(key: str, value: str) -> int:
@@ -193,7 +216,15 @@ KEYS: dict[str, Apply] = {
     "limit_max_image_pixels": _switch("limit_image_pixels"),
     "enable_model_api": _switch("model_api"),
     "enable_metrics_api": _metrics_enabled,
-    "disable_token_authorization": _nothing,  # there are no tokens yet: nothing to switch off
+    "disable_token_authorization": _tokens_off,
+    "token_expiration_min": _token_lifetime,
+    "certificate_file": _tls_file("certificate"),
+    "private_key_file": _tls_file("private_key"),
+    "keystore": _tls_file("keystore"),
+    "enable_grpc_ssl": _switch("grpc_tls"),
+    "cors_allowed_origin": _cors("origin"),
+    "cors_allowed_methods": _cors("methods"),
+    "cors_allowed_headers": _cors("headers"),
 }
 _WITHOUT_MEANING = {
     "number_of_netty_threads": "there is no Netty",
@@ -206,14 +237,13 @@ _WITHOUT_MEANING = {
     "initial_worker_port": "workers use no ports",
 }
 _NOT_YET = frozenset(
-    """allowed_urls blacklist_env_vars certificate_file cors_allowed_headers cors_allowed_methods cors_allowed_origin
-    cpp_log_config cpu_launcher_args cpu_launcher_enable debug default_service_handler disable_system_metrics
-    enable_envvars_config enable_grpc_ssl grpc_inference_max_connection_age_grace_ms
+    """allowed_urls blacklist_env_vars cpp_log_config cpu_launcher_args cpu_launcher_enable debug default_service_handler
+    disable_system_metrics enable_envvars_config grpc_inference_max_connection_age_grace_ms
     grpc_inference_max_connection_age_ms grpc_management_max_connection_age_grace_ms
     grpc_management_max_connection_age_ms initial_distribution_port install_py_dep_per_model ipex_enable
-    ipex_gpu_enable keystore keystore_pass keystore_type metric_time_interval metrics_config metrics_mode
-    model_metrics_auto_detect model_server_home model_snapshot models number_of_gpu plugins_path private_key_file
-    service_envelope system_metrics_cmd token_expiration_min ts_header_key_sequence_end ts_header_key_sequence_id
+    ipex_gpu_enable keystore_pass keystore_type metric_time_interval metrics_config metrics_mode
+    model_metrics_auto_detect model_server_home model_snapshot models number_of_gpu plugins_path
+    service_envelope system_metrics_cmd ts_header_key_sequence_end ts_header_key_sequence_id
     ts_header_key_sequence_start ts_open_inference_protocol unregister_model_timeout use_env_allowed_urls
     workflow_store""".split()  # noqa: SIM905 - forty strings in quotes would be harder to read
 )

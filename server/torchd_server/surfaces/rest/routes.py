@@ -17,6 +17,7 @@ from torchd_server import errors
 from torchd_server.inference import Inference
 from torchd_server.management import Management, RegisterModel
 from torchd_server.metrics import Metrics
+from torchd_server.surfaces.auth import Access, Guard, OpenDoor
 from torchd_server.surfaces.rest.answers import (
     NOT_ALLOWED,
     NOT_FOUND,
@@ -29,6 +30,7 @@ from torchd_server.surfaces.rest.answers import (
 from torchd_server.surfaces.rest.bodies import BodyInvalid, BodyLimits, parts_of
 from torchd_server.surfaces.rest.http1 import Handle, HttpResponse
 from torchd_server.surfaces.rest.http1_reader import HttpRequest
+from torchd_server.surfaces.rest.tokens import TokenRenewal
 from torchd_server.torchserve import words
 
 PARAMETERS_AT_MOST = 100
@@ -45,11 +47,18 @@ def segments(path: str) -> list[str]:
     return [unquote(part) for part in parts]
 
 
-def inference_port(inference: Inference) -> Handle:
+def shown_by(request: HttpRequest) -> list[str]:
+    """The Authorization values of a request."""
+    return [value for name, value in request.headers if name.lower() == "authorization"]
+
+
+def inference_port(inference: Inference, guard: Guard | None = None) -> Handle:
     """`/ping` and `/predictions/...` with any method."""
     limits = BodyLimits()
+    guard = guard or OpenDoor()
 
     async def handle(request: HttpRequest) -> HttpResponse:
+        guard.check(Access.INFERENCE, shown_by(request))
         match segments(request.path):
             case ["ping"]:
                 healthy = inference.is_healthy()
@@ -189,13 +198,18 @@ def _typed(field: Any, value: Any) -> Any:
 Action = Callable[[dict[str, Any]], Awaitable[HttpResponse]]
 
 
-def management_port(management: Management) -> Handle:
-    """The routes of protos/http.yaml."""
+def management_port(management: Management, guard: Guard | None = None, renewal: TokenRenewal | None = None) -> Handle:
+    """The routes of protos/http.yaml, and `/token` where there are tokens."""
+    guard = guard or OpenDoor()
     routes = [_Route(rule) for rule in HTTP_RULES]
     actions = _actions(management)
 
     async def handle(request: HttpRequest) -> HttpResponse:
         path = segments(request.path)
+        if renewal is not None and path == ["token"]:
+            guard.check(Access.ADMIN, shown_by(request))
+            return await renewal(request, {})
+        guard.check(Access.MANAGEMENT, shown_by(request))
         matches = [(route, variables) for route in routes if (variables := route.match(path)) is not None]
         if not matches:
             return refusal(404, NOT_FOUND)
@@ -286,10 +300,12 @@ def _said(status: int, sentence: str) -> HttpResponse:
     return document(status, {"status": sentence})
 
 
-def metrics_port(metrics: Metrics) -> Handle:
+def metrics_port(metrics: Metrics, guard: Guard | None = None, access: Access = Access.OPEN) -> Handle:
     """`/metrics` with any method."""
+    guard = guard or OpenDoor()
 
     async def handle(request: HttpRequest) -> HttpResponse:
+        guard.check(access, shown_by(request))
         if segments(request.path) != ["metrics"]:
             return refusal(404, NOT_FOUND)
         return answer(200, metrics.text(), (("content-type", "text/plain; version=0.0.4; charset=utf-8"),))
