@@ -38,7 +38,7 @@ class Daemon:
     """One daemon process in a folder of its own: `run` for its run directory, `tmp` for its temporary files.
 
     A context manager: starts on entry, stops by SIGTERM on exit (kills where a test has failed). `arguments` come after
-    the command's own; `command` is "torchd" or "torchserve".
+    the command's own; `command` is "torchd" or "torchserve". Without `tokens` callers are asked for none.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Daemon:
         arguments: Sequence[str] = (),
         command: str = "torchd",
         run_dir: Path | None = None,
+        tokens: bool = False,
     ) -> None:
         self.folder = folder
         self.ports = _free_ports(5) if command == "torchserve" else [0] * 5
@@ -59,7 +60,8 @@ class Daemon:
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.commands = install_commands(folder / "bin")
         self.environment = environment(self.commands, self.scratch) | {"XDG_RUNTIME_DIR": str(folder)}
-        self.command = [*self._start(command), *_models(store, models), *arguments]
+        off = [] if tokens else ["--no-token-auth" if command == "torchd" else "--disable-token-auth"]
+        self.command = [*self._start(command), *off, *_models(store, models), *arguments]
         self.addresses: dict[str, str] = {}
         self._process: subprocess.Popen[str] | None = None
         self._lines: list[str] = []
@@ -126,6 +128,10 @@ class Daemon:
         assert parts.hostname is not None
         assert parts.port is not None
         return parts.hostname, parts.port
+
+    def token(self, scope: str) -> str:
+        """The key of a scope, as its file has it now: "inference", "management" or "API"."""
+        return str(json.loads(Path(self.addresses["key_file"]).read_text())[scope]["key"])
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to the daemon alone."""

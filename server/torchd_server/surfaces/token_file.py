@@ -81,7 +81,7 @@ class TokenFile:
         return self._lifetime / 2 if self._rotates else None
 
     def write(self) -> None:
-        """Puts the keys into the file, readable by this user alone from its first moment, in place of the one before."""
+        """Puts the keys into the file, readable by this user alone from its first moment, in place of what was."""
         content = self._content()
         staging = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

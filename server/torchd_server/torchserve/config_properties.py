@@ -237,8 +237,8 @@ _WITHOUT_MEANING = {
     "initial_worker_port": "workers use no ports",
 }
 _NOT_YET = frozenset(
-    """allowed_urls blacklist_env_vars cpp_log_config cpu_launcher_args cpu_launcher_enable debug default_service_handler
-    disable_system_metrics enable_envvars_config grpc_inference_max_connection_age_grace_ms
+    """allowed_urls blacklist_env_vars cpp_log_config cpu_launcher_args cpu_launcher_enable debug
+    default_service_handler disable_system_metrics enable_envvars_config grpc_inference_max_connection_age_grace_ms
     grpc_inference_max_connection_age_ms grpc_management_max_connection_age_grace_ms
     grpc_management_max_connection_age_ms initial_distribution_port install_py_dep_per_model ipex_enable
     ipex_gpu_enable keystore_pass keystore_type metric_time_interval metrics_config metrics_mode
