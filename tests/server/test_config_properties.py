@@ -104,7 +104,6 @@ def test_what_has_no_meaning_and_what_is_unknown_is_said(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("inference_address", "https://127.0.0.1:80"),
         ("inference_address", "127.0.0.1:80"),
         ("inference_address", "http://127.0.0.1:99999"),
         ("inference_address", "http://127.0.0.1:x"),
