@@ -37,6 +37,7 @@ FLOORS = {
     "accelerators": 3,
     "batching": 3,
     "store": 3,
+    "exposure": 3,
     "settings": 2,
     "request": 2,
     "link": 2,

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import resource
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -37,14 +36,15 @@ from torchd_server.placement.base import WorkerSpec
 from torchd_server.placement.local import LocalPlacement
 from torchd_server.registry import ModelRegistry
 from torchd_server.run_directory import RunDirectory
-from torchd_server.settings import Address, ModelSettings, ServerSettings
+from torchd_server.settings import ModelSettings, ServerSettings
 from torchd_server.store import ModelStore
 from torchd_server.surfaces import open_inference_grpc
+from torchd_server.surfaces.auth import Access, metrics_access
+from torchd_server.surfaces.edge import Edge
 from torchd_server.surfaces.health_grpc import HealthSurface
 from torchd_server.surfaces.inference_grpc import InferenceSurface
 from torchd_server.surfaces.management_grpc import ManagementSurface
 from torchd_server.surfaces.open_inference_grpc import OpenInferenceSurface
-from torchd_server.surfaces.rest.answers import refusal
 from torchd_server.surfaces.rest.http1 import Handle, HttpServer
 from torchd_server.surfaces.rest.http1_reader import HttpLimits
 from torchd_server.surfaces.rest.router import Endpoint
@@ -60,10 +60,6 @@ LAST_ANSWERS_SECONDS = 1.0
 FRAME_SLACK_BYTES = 1024 * 1024
 # Of this process's descriptors each REST port may use one in so many: the rest is for gRPC, workers and files.
 CONNECTION_SHARE = 6
-
-
-class AddressInUse(RuntimeError):
-    """Somebody listens there already."""
 
 
 class Core:
@@ -132,12 +128,13 @@ class Daemon:
         self._settings = settings
         self._run_directory = run_directory
         self._core = Core(settings, run_directory.scratch)
+        self._edge = Edge(settings, run_directory, self._core.metrics)
         inference = [inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name]
         inference += open_inference_grpc.NAMES if settings.open_inference else ()
         management = [management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name]
         self._health = HealthSurface(self._core.registry, [*inference, *management])
-        self._grpc_inference = self._grpc_server(inference)
-        self._grpc_management = self._grpc_server(management)
+        self._grpc_inference = self._grpc_server("grpc_inference", inference, Access.INFERENCE)
+        self._grpc_management = self._grpc_server("grpc_management", management, Access.MANAGEMENT)
         add_InferenceAPIsServiceServicer_to_server(InferenceSurface(self._core.inference), self._grpc_inference)
         add_ManagementAPIsServiceServicer_to_server(ManagementSurface(self._core.management), self._grpc_management)
         if settings.open_inference:
@@ -152,14 +149,15 @@ class Daemon:
         core, settings = self._core, self._settings
         apis: dict[str, list[Endpoint]] = {
             "inference": inference_endpoints(core.inference, core.open_inference, settings.open_inference),
-            "management": management_port_endpoints(core.management, core.open_inference),
+            "management": management_port_endpoints(core.management, core.open_inference, self._edge.renewal),
         }
         if settings.listeners.metrics_enabled:
-            apis["metrics"] = metrics_endpoints(core.metrics)
+            apis["metrics"] = metrics_endpoints(core.metrics, metrics_access(settings))
         bodies = {"management": settings.limits.management_bytes}
         return {
             names: self._http_server(
-                port([endpoint for name in names for endpoint in apis[name]]),
+                names[0],
+                port([endpoint for name in names for endpoint in apis[name]], self._edge.guard),
                 max(bodies.get(name, settings.limits.request_bytes) for name in names),
             )
             for names in settings.listeners.together(apis)
@@ -172,6 +170,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: (at_once if stop.is_set() else stop).set())
+        loop.add_signal_handler(signal.SIGHUP, self._edge.reload)
         try:
             await self._start()
             ready()
@@ -184,19 +183,19 @@ class Daemon:
         logger.info("stopped")
 
     async def _start(self) -> None:
-        """In order: listeners first, so that a taken port fails before a worker exists; then the models; then the
-        addresses are written down, so that whoever reads them finds somebody."""
+        """In order: listeners first, so that a taken port fails before a worker exists or a key file is replaced; then
+        the keys; then the models; then the addresses are written down, so that whoever reads them finds somebody."""
         bound = {}
         for name, server in (("grpc_inference", self._grpc_inference), ("grpc_management", self._grpc_management)):
-            bound[name] = str(self._bind_grpc(server, name, getattr(self._settings.listeners, name)))
+            bound[name] = self._edge.bind_grpc(server, name)
             await server.start()
         for names, rest in self._rest.items():
-            address = f"http://{await self._bind_rest(rest, names[0], getattr(self._settings.listeners, names[0]))}"
-            bound |= dict.fromkeys(names, address)
+            bound |= dict.fromkeys(names, await self._edge.bind_rest(rest, names[0]))
+        self._edge.open()
         await self._load_models()
         if self._snapshots is not None:
             await self._snapshots.start()
-        self._run_directory.announce(bound)
+        self._edge.announce(bound)
         for name, address in bound.items():
             logger.info("%-16s %s", name.replace("_", " "), address)
 
@@ -233,6 +232,7 @@ class Daemon:
         await self._close(0.0)
         if self._snapshots is not None:
             await self._snapshots.stop()
+        self._edge.close()
         self._run_directory.leave()
 
     async def _close(self, grace_seconds: float) -> None:
@@ -242,9 +242,10 @@ class Daemon:
             *(rest.drain(grace_seconds) for rest in self._rest.values()),
         )
 
-    def _grpc_server(self, services: Sequence[str]) -> grpc.aio.Server:
+    def _grpc_server(self, name: str, services: Sequence[str], access: Access) -> grpc.aio.Server:
         limits = self._settings.limits
         server = grpc.aio.server(
+            interceptors=self._edge.interceptors(access),
             options=[
                 ("grpc.so_reuseport", 0),  # else a second daemon would silently share the port
                 ("grpc.max_concurrent_streams", limits.streams_per_connection),
@@ -252,44 +253,28 @@ class Daemon:
                 ("grpc.max_send_message_length", limits.response_bytes + FRAME_SLACK_BYTES),
                 ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
                 ("grpc.server_handshake_timeout_ms", 10_000),
-            ]
+            ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
-        if self._settings.posture.reflection:
+        if self._settings.posture.reflection and getattr(self._settings.listeners, name).is_loopback:
             for module in (health_pb2, reflection_pb2):
                 pool.add(module.DESCRIPTOR)
             pool.POOL.AddSerializedFile(open_inference_grpc.torchserves_file())
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server, pool.POOL)
         return server
 
-    def _http_server(self, handle: Handle, body_bytes: int) -> HttpServer:
+    def _http_server(self, name: str, handle: Handle, body_bytes: int) -> HttpServer:
         limits = self._settings.limits
+        gate = self._edge.gate(name, handle)
         return HttpServer(
-            handle,
-            refusal,
+            gate.handle,
+            gate.refuse,
             HttpLimits(
                 body_bytes=body_bytes,
                 connections=min(limits.connections, _descriptors() // CONNECTION_SHARE),
             ),
         )
-
-    @staticmethod
-    def _bind_grpc(server: grpc.aio.Server, name: str, address: Address) -> Address:
-        # Asked for first with a plain socket: gRPC would print its own account of a taken port.
-        try:
-            with socket.create_server((address.host, address.port), family=_family(address)):
-                pass
-            return Address(address.host, server.add_insecure_port(str(address)))
-        except (OSError, RuntimeError) as error:
-            raise _in_use(name, address) from error
-
-    @staticmethod
-    async def _bind_rest(server: HttpServer, name: str, address: Address) -> Address:
-        try:
-            return Address(address.host, await server.start(address.host, address.port))
-        except OSError as error:
-            raise _in_use(name, address) from error
 
 
 async def _unless_hurried(ending: Coroutine[Any, Any, None], at_once: asyncio.Event) -> None:
@@ -311,18 +296,6 @@ def _descriptors() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return allowed if allowed != resource.RLIM_INFINITY else 1 << 20
-
-
-def _family(address: Address) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address.host else socket.AF_INET
-
-
-def _in_use(name: str, address: Address) -> AddressInUse:
-    flag = f"--{name.replace('_', '-')}-port"
-    return AddressInUse(
-        f"cannot listen on {address}: another program does; stop it, or choose another port "
-        f"({flag} of torchd serve, or the address in config.properties)"
-    )
 
 
 async def serve(settings: ServerSettings, ready: Callable[[], None]) -> None:

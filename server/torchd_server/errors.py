@@ -5,8 +5,10 @@ TorchdError
 |- NotFound: ModelNotFound, VersionNotFound, UrlNotAllowed
 |- ArchiveInvalid
 |- ModelExists, DefaultVersionInUse, ModelApiDisabled
-|- Overloaded: QueueFull
-|- Unavailable: NoWorker (NoWorkerToDescribe), Draining
+ |- Overloaded: QueueFull, TooManyWrongTokens
+ |- Unavailable: NoWorker (NoWorkerToDescribe), Draining
+ |- Unauthorized: InvalidKey
+ |- WrongScope
 |- ModelFailed
 |- LoadFailed: OutOfMemory, SpawnFailed
 |- DeadlineExceeded: DeadlineInQueue
@@ -99,6 +101,26 @@ class ModelApiDisabled(TorchdError):
         super().__init__("Model API disabled: start the server with --enable-model-api to register models through it")
 
 
+class Unauthorized(TorchdError):
+    """No token was shown that this server knows, or one whose time is over."""
+
+
+class InvalidKey(Unauthorized):
+    """The same, and a token of another scope, as TorchServe says it."""
+
+    def __init__(self, what: str = "Authorization") -> None:
+        super().__init__(f"Token {what} failed. Token either incorrect, expired, or not provided correctly")
+
+
+class WrongScope(TorchdError):
+    """The token is good, but for something else."""
+
+    def __init__(self, wanted: str) -> None:
+        super().__init__(
+            f"this token does not open the {wanted} calls; show the {wanted} token (`key_file.json` has it)"
+        )
+
+
 class Overloaded(TorchdError):
     """There is more work than the limits allow."""
 
@@ -114,6 +136,13 @@ class QueueFull(Overloaded):
             f"the queue of model '{model}' version {version} is full, its limit is {limit} waiting requests "
             "(jobQueueSize in model-config.yaml, job_queue_size for all models)"
         )
+
+
+class TooManyWrongTokens(Overloaded):
+    """Somebody tries tokens out."""
+
+    def __init__(self) -> None:
+        super().__init__("too many wrong tokens were shown; try again later, with the right one")
 
 
 class Unavailable(TorchdError):

@@ -17,7 +17,8 @@ from torchd_server.surfaces.rest.kserve import kserve_endpoints, kserve_inferenc
 from torchd_server.surfaces.rest.management_routes import management_endpoints
 from torchd_server.surfaces.rest.openapi import description_endpoints
 from torchd_server.surfaces.rest.predictions import prediction_endpoints
-from torchd_server.surfaces.rest.router import ANY, Endpoint, Router, Variables
+from torchd_server.surfaces.rest.router import ANY, Endpoint, Parameter, Router, Variables
+from torchd_server.surfaces.rest.tokens import TokenRenewal
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -42,19 +43,28 @@ def inference_endpoints(
     ]
 
 
-def management_port_endpoints(management: Management, open_inference: OpenInference) -> list[Endpoint]:
-    """The rules of protos/http.yaml, and KServe's readiness where TorchServe has it."""
-    return [*management_endpoints(management), model_v1_endpoint(open_inference, Access.MANAGEMENT)]
+def management_port_endpoints(
+    management: Management, open_inference: OpenInference, renewal: TokenRenewal | None = None
+) -> list[Endpoint]:
+    """The rules of protos/http.yaml, KServe's readiness where TorchServe has it, and the renewal of tokens."""
+    endpoints = [*management_endpoints(management), model_v1_endpoint(open_inference, Access.MANAGEMENT)]
+    if renewal is not None:
+        summary = "A new key for one of the APIs; the old one is good no more."
+        what = Parameter("type", "string", "whose key: inference or management", required=True)
+        endpoints.append(
+            Endpoint((*ANY, "OPTIONS"), "/token", Access.ADMIN, renewal, "renewToken", summary, (what,), gives="")
+        )
+    return endpoints
 
 
-def metrics_endpoints(metrics: Metrics) -> list[Endpoint]:
-    """`/metrics` with any method; open, as in TorchServe."""
+def metrics_endpoints(metrics: Metrics, access: Access = Access.OPEN) -> list[Endpoint]:
+    """`/metrics` with any method."""
 
     async def read(request: HttpRequest, variables: Variables) -> HttpResponse:
         return answer(200, metrics.text(), (("content-type", METRICS_TYPE),))
 
     summary = "The metrics in Prometheus' text format."
-    return [Endpoint((*ANY, "OPTIONS"), "/metrics", Access.OPEN, read, "metrics", summary, gives="text/plain")]
+    return [Endpoint((*ANY, "OPTIONS"), "/metrics", access, read, "metrics", summary, gives="text/plain")]
 
 
 def inference_port(
