@@ -103,6 +103,7 @@ class Core:
             lambda: settings.workers_at_start or settings.posture.workers_at_start or len(gpus) or cores,
             Rules(
                 workers_by_api=settings.workers_at_start or 0,
+                unregister_timeout=settings.unregister_timeout,
                 default_handler=settings.default_handler,
                 model_settings=settings.model_settings,
                 read_config=lenient if settings.posture.lenient_model_config else None,
@@ -253,6 +254,7 @@ class Daemon:
                 ("grpc.max_send_message_length", limits.response_bytes + FRAME_SLACK_BYTES),
                 ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
                 ("grpc.server_handshake_timeout_ms", 10_000),
+                *_connection_ages(self._settings),
             ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -275,6 +277,15 @@ class Daemon:
                 connections=min(limits.connections, _descriptors() // CONNECTION_SHARE),
             ),
         )
+
+
+def _connection_ages(settings: ServerSettings) -> list[tuple[str, int]]:
+    ages = {
+        "grpc.max_connection_age_ms": settings.grpc_connection_age,
+        "grpc.max_connection_age_grace_ms": settings.grpc_connection_grace,
+    }
+    # gRPC counts in an int of C.
+    return [(name, min(int(seconds * 1000), 2**31 - 1)) for name, seconds in ages.items() if seconds is not None]
 
 
 async def _unless_hurried(ending: Coroutine[Any, Any, None], at_once: asyncio.Event) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
@@ -70,6 +71,8 @@ class Rules:
 
     # Workers of a model registered through the API, where nothing names a number.
     workers_by_api: int = 0
+    # An unregister call takes no longer: requests that are still unanswered then end with an error.
+    unregister_timeout: float = math.inf
     # Handler of archives that name none.
     default_handler: str = ""
     # Settings by model and version, under model-config.yaml's names; that file stands above them.
@@ -403,7 +406,7 @@ class Management:
             raise errors.ModelApiDisabled
         model = self._registry.get(name, version)
         self._registry.remove(model)
-        await self._to_the_end(self._end(model, self._limits.unload_grace))
+        await self._to_the_end(self._end(model, min(self._limits.unload_grace, self._rules.unregister_timeout)))
         logger.info("unregistered", extra={"model": model.name, "version": model.version})
         self.on_change()
         return ModelChange(model.name, model.version, 0, 0, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -134,3 +135,18 @@ def test_one_worker_per_core_comes_after_the_first(tmp_path: Path) -> None:
     )
     with daemon:
         eventually(lambda: len(described(daemon)["workers"]) == described(daemon)["maxWorkers"] >= 1, within=60)
+
+
+def test_grpc_connections_end_at_their_age(tmp_path: Path) -> None:
+    """Section 3.2: grpc_inference_max_connection_age_ms; the server closes, whatever the client wishes."""
+    daemon = Daemon(
+        tmp_path,
+        command="torchserve",
+        store=store_with(tmp_path),
+        config=["grpc_inference_max_connection_age_ms=500", "grpc_inference_max_connection_age_grace_ms=100"],
+        arguments=["--disable-token-auth"],
+    )
+    with daemon, socket.create_connection(("127.0.0.1", daemon.ports[3]), timeout=30) as client:
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))  # HTTP/2's first words
+        while client.recv(4096):
+            pass

@@ -20,9 +20,11 @@ from fakes import (
     FakeWorker,
     ManualClock,
     Output,
+    call,
     echoes,
     fails_to_load,
     in_loop,
+    loads_only,
     machinery,
     turns,
     until,
@@ -376,5 +378,19 @@ def test_a_burst_of_changes_is_written_in_order(tmp_path: Path) -> None:
             await asyncio.gather(*calls)
             await keeper.stop()
             assert last_models(tmp_path / "snapshots")["m"]["1.0"]["maxWorkers"] == 29
+
+    main()
+
+
+def test_an_unregister_call_takes_no_longer_than_it_may(tmp_path: Path) -> None:
+    """unregister_model_timeout: what is unanswered then ends with a reason."""
+
+    @in_loop
+    async def main() -> None:
+        async with bench_in(tmp_path, Rules(unregister_timeout=0.0), loads_only) as bench:
+            await bench.management.register(RegisterModel(bench.pack(), initial_workers=1))
+            request = bench.registry.get("m").submit(call(b"never answered"))
+            await bench.management.unregister("m", "")
+            assert isinstance(request.error, errors.Draining)
 
     main()

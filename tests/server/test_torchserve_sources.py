@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from datetime import datetime
@@ -181,7 +182,7 @@ def test_a_log4j_file_gives_levels_and_says_what_it_does_not(place: Path) -> Non
         <Root level="DEBUG"><AppenderRef ref="STDOUT"/></Root></Loggers></Configuration>"""
     )
     found = resolved(place, "--model-store", str(place / "store"), "--log-config", str(place / "log4j2.xml"))
-    assert found.log_config.levels == {"torchd.access": "warning", "": "debug"}
+    assert found.log_config.levels == {"ACCESS_LOG": "warning", "": "debug"}
     assert found.settings.log_files == LogFiles()
     assert "io.netty=error" in said(found)
     (place / "log4j2.xml").write_text("<Configuration>")
@@ -246,6 +247,25 @@ def test_a_torn_snapshot_is_passed_over_and_named(tmp_path: Path) -> None:
     assert snapshot.choose(tmp_path) == snapshot.Choice(second)
 
 
+def test_a_write_that_fails_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D08, D09: the disk is full when the file is made safe."""
+    first = snapshot.write(tmp_path, "startup", {}, [MODEL], AT)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            snapshot.write(tmp_path, "snapshot", {}, [], AT.replace(hour=6))
+    assert (list(tmp_path.iterdir()), snapshot.choose(tmp_path).file) == ([first], first)
+    (tmp_path / ".20260304050607089-snapshot.cfg.new").write_text("half")  # of one who was killed
+    snapshot.write(tmp_path, "startup", {}, [], AT.replace(hour=7))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_five_are_kept_and_torchserves_own_stay(tmp_path: Path) -> None:
     theirs = tmp_path / "20200101000000000-shutdown.cfg"
     theirs.write_text('model_snapshot={"modelCount":0,"models":{}}\n')
@@ -256,21 +276,39 @@ def test_five_are_kept_and_torchserves_own_stay(tmp_path: Path) -> None:
     assert snapshot.choose(tmp_path).file == tmp_path / "20260304050608089-snapshot.cfg"
 
 
-def test_a_snapshot_of_torchserves_is_read(place: Path) -> None:
-    (place / "logs/config").mkdir(parents=True)
-    (place / "logs/config/20250101000000000-shutdown.cfg").write_text(
-        """#Saving snapshot
-inference_address=http\\://127.0.0.1\\:8080
-model_snapshot={\\n "modelCount"\\: 1,\\n "models"\\: {"m"\\: {"1.0"\\: {"marName"\\: "m.mar"}}}\\n}
-tsConfigFile=logs/config/x.cfg
-version=0.12.0
-number_of_gpu=0
+# Written by TorchServe 0.12.0 when it had started from a snapshot of ours, registered nothing and was stopped.
+THEIRS = r"""#Saving snapshot
+#Sat Nov 21 13:48:35 UTC 2026
+inference_address=http\://127.0.0.1\:28180
+default_workers_per_model=1
+grpc_inference_port=27170
 model_store=store
-python=/usr/bin/python3
+number_of_gpu=0
+python=/usr/bin/python
+model_snapshot={\n  "name"\: "20261121134835604-shutdown.cfg",\n  "modelCount"\: 1,\n  "created"\: 1795268915604,\n  \
+    "models"\: {\n    "echo"\: {\n      "1.0"\: {\n        "defaultVersion"\: true,\n        \
+    "marName"\: "echo.mar",\n        "minWorkers"\: 1,\n        "maxWorkers"\: 1,\n        "batchSize"\: 3,\n        \
+    "maxBatchDelay"\: 100,\n        "responseTimeout"\: 120,\n        "startupTimeout"\: 120,\n        \
+    "runtimeType"\: "python"\n      }\n    }\n  }\n}
+enable_model_api=true
+tsConfigFile=logs/config/20261121134828728-shutdown.cfg
+version=0.12.0
+workflow_store=store
+torchd_snapshot_generation=3
 """
-    )
+
+
+def test_a_snapshot_of_torchserves_is_read_and_follows_the_one_it_started_from(place: Path) -> None:
+    """Section 3.4: there and back again."""
+    folder = place / "logs" / "config"
+    for _ in range(3):
+        ours = snapshot.write(folder, "shutdown", {"model_store": "store"}, [MODEL], AT)
+    (folder / "20261121134835604-shutdown.cfg").write_text(THEIRS)
     found = resolved(place, "--models", "n.mar")
     assert found.settings.snapshot is not None
-    assert found.settings.snapshot["models"]["m"]["1.0"]["marName"] == "m.mar"
+    assert found.settings.snapshot["models"]["echo"]["1.0"]["marName"] == "echo.mar"
+    assert found.settings.listeners.inference.port == 28180
     assert "n.mar not loaded by name" in said(found)
     assert not any("not known" in note or "no meaning" in note for note in found.notes)
+    newer = snapshot.write(folder, "startup", {"model_store": "store"}, [MODEL], AT.replace(second=8))
+    assert snapshot.choose(folder).file == newer != ours

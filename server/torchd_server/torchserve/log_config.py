@@ -20,14 +20,9 @@ _LEVELS = {
     "fatal": "critical",
     "off": "critical",
 }
-# TorchServe's loggers and ours.
-LOGGERS = {
-    "": "",
-    "org.pytorch.serve": "torchd_server",
-    "ACCESS_LOG": "torchd.access",
-    "MODEL_LOG": "torchd.model",
-    "MODEL_METRICS": "torchd.model_metrics",
-    "TS_METRICS": "torchd.ts_metrics",
+# TorchServe's loggers and ours; its streams of lines keep their names.
+LOGGERS = {"": "", "org.pytorch.serve": "torchd_server", "MODEL_LOG": "torchd.model"} | {
+    stream: stream for stream in ("ACCESS_LOG", "TS_METRICS", "MODEL_METRICS")
 }
 _CONSOLE = frozenset({"Console"})
 

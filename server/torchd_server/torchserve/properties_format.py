@@ -71,8 +71,9 @@ def _unescape(text: str) -> str:
 
 def _escape(text: str, is_key: bool = False) -> str:
     written = "".join(_WRITTEN.get(letter) or _plain(letter) for letter in text)
-    # A blank ends a key, and is skipped in front of a value.
-    return written.replace(" ", "\\ ") if is_key or not written.startswith(" ") else "\\" + written
+    if is_key:  # a blank would end it
+        return written.replace(" ", "\\ ")
+    return f"\\{written}" if written.startswith(" ") else written
 
 
 def _plain(letter: str) -> str:

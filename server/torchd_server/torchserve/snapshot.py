@@ -21,6 +21,7 @@ from torchd_server.torchserve import properties_format
 
 GENERATION = "torchd_snapshot_generation"
 KEPT = 5
+_STAGING = ".new"
 _NAME = re.compile(r"\d{17}-(startup|snapshot|shutdown)\.cfg")
 
 
@@ -54,6 +55,9 @@ def write(
 ) -> Path:
     """Writes the next snapshot ("startup", "snapshot" or "shutdown") and removes those too old; raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
+    if kind == "startup":
+        for left in folder.glob(f".*.cfg{_STAGING}"):  # by one who was killed while writing
+            left.unlink(missing_ok=True)
     present = _newest_first(folder)
     generation = max((found.generation for found in present), default=0) + 1
     name = f"{now:%Y%m%d%H%M%S}{now.microsecond // 1000:03d}-{kind}.cfg"
@@ -130,13 +134,17 @@ def _generation_of(file: Path) -> int:
 
 
 def _replace(folder: Path, name: str, content: bytes) -> None:
-    staging = folder / f".{name}.new"
+    staging = folder / f".{name}{_STAGING}"
     descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.rename(folder / name)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        staging.rename(folder / name)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
