@@ -23,6 +23,7 @@ FLOORS = {
     "commands": 13,
     "start": 13,
     "daemon": 12,
+    "plugins": 11,
     "surfaces": 11,
     "torchserve": 10,
     "inference": 9,

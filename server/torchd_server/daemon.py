@@ -22,7 +22,7 @@ from torchd_protos import inference_pb2, management_pb2, pool
 from torchd_protos.frames import Call, FrameLimits, Load, Reply
 from torchd_protos.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
 from torchd_protos.management_pb2_grpc import add_ManagementAPIsServiceServicer_to_server
-from torchd_server import errors
+from torchd_server import errors, plugins
 from torchd_server.accelerators.cpu import ThreadBudget, usable_cores
 from torchd_server.accelerators.cuda import visible_gpus
 from torchd_server.accelerators.ledger import DeviceLedger
@@ -34,11 +34,13 @@ from torchd_server.model import Machinery
 from torchd_server.open_inference import OpenInference
 from torchd_server.placement.base import WorkerSpec
 from torchd_server.placement.local import LocalPlacement
+from torchd_server.plugins import Served
 from torchd_server.registry import ModelRegistry
 from torchd_server.run_directory import RunDirectory
 from torchd_server.settings import Address, ModelSettings, ServerSettings
 from torchd_server.store import ModelStore
 from torchd_server.surfaces import open_inference_grpc
+from torchd_server.surfaces.auth import Guard, OpenDoor
 from torchd_server.surfaces.health_grpc import HealthSurface
 from torchd_server.surfaces.inference_grpc import InferenceSurface
 from torchd_server.surfaces.management_grpc import ManagementSurface
@@ -119,6 +121,9 @@ class Daemon:
     def __init__(self, settings: ServerSettings, run_directory: RunDirectory) -> None:
         self._settings = settings
         self._run_directory = run_directory
+        self._plugins = plugins.load(settings.plugins)
+        self._plugins.install()
+        self._guard: Guard = self._plugins.auth(settings) if self._plugins.auth is not None else OpenDoor()
         self._core = Core(settings, run_directory.scratch)
         inference = [inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name]
         inference += open_inference_grpc.NAMES if settings.open_inference else ()
@@ -141,6 +146,10 @@ class Daemon:
         }
         if settings.listeners.metrics_enabled:
             apis["metrics"] = metrics_endpoints(core.metrics)
+        served = Served(core.inference, core.management)
+        for name, added in self._plugins.endpoints_of(served).items():
+            if name in apis:
+                apis[name] = [*added, *apis[name]]  # a plug-in's endpoint may stand in for ours, as in TorchServe
         at: dict[Address, str] = {}
         shared: dict[str, list[Endpoint]] = {}
         for name, endpoints in apis.items():
@@ -148,7 +157,10 @@ class Daemon:
             first = at.setdefault(address, name) if address.port or address.unix else name
             shared.setdefault(first, []).extend(endpoints)
         smaller = {"management": settings.limits.management_bytes}
-        return {name: self._http_server(port(endpoints), smaller.get(name)) for name, endpoints in shared.items()}
+        return {
+            name: self._http_server(port(endpoints, self._guard), smaller.get(name))
+            for name, endpoints in shared.items()
+        }
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serves until SIGTERM or SIGINT, then drains; `ready` is called once everything listens."""

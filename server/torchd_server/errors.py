@@ -5,6 +5,7 @@ TorchdError
 |- NotFound: ModelNotFound, VersionNotFound, UrlNotAllowed
 |- ArchiveInvalid
 |- ModelExists, DefaultVersionInUse, ModelApiDisabled
+|- Unauthorized
 |- Overloaded: QueueFull
 |- Unavailable: NoWorker (NoWorkerToDescribe), Draining
 |- ModelFailed
@@ -97,6 +98,10 @@ class ModelApiDisabled(TorchdError):
 
     def __init__(self) -> None:
         super().__init__("Model API disabled: start the server with --enable-model-api to register models through it")
+
+
+class Unauthorized(TorchdError):
+    """No token was shown that this server knows, or one whose time is over."""
 
 
 class Overloaded(TorchdError):

@@ -80,6 +80,7 @@ TABLE: dict[type[Exception], Row] = {
         "MethodNotAllowedException",
         lambda e: f"Requested method is not allowed, please refer to API document. ({e})",
     ),
+    errors.Unauthorized: Row(_C.UNAUTHENTICATED, "BAD_TOKEN", 401, "Unauthorized"),
     errors.QueueFull: Row(
         _C.RESOURCE_EXHAUSTED,
         "QUEUE_FULL",

@@ -149,6 +149,10 @@ def _load_models(settings: ServerSettings, key: str, value: str) -> ServerSettin
     return replace(settings, models=tuple(entry.strip() for entry in value.split(",") if entry.strip()))
 
 
+def _plugins(settings: ServerSettings, key: str, value: str) -> ServerSettings:
+    return replace(settings, plugins=tuple(name.strip() for name in value.split(",") if name.strip()))
+
+
 def _metrics_enabled(settings: ServerSettings, key: str, value: str) -> ServerSettings:
     return replace(settings, listeners=replace(settings.listeners, metrics_enabled=_boolean(key, value)))
 
@@ -183,6 +187,7 @@ KEYS: dict[str, Apply] = {
     "grpc_management_port": _grpc_port("grpc_management"),
     "model_store": _model_store,
     "load_models": _load_models,
+    "plugins": _plugins,
     "default_workers_per_model": _workers_at_start,
     "default_response_timeout": _default("response_timeout"),
     "default_startup_timeout": _default("startup_timeout"),
