@@ -21,7 +21,7 @@ from torchd_protos import inference_pb2, management_pb2, pool
 from torchd_protos.frames import Call, FrameLimits, Load, Reply
 from torchd_protos.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
 from torchd_protos.management_pb2_grpc import add_ManagementAPIsServiceServicer_to_server
-from torchd_server import errors, service_manager
+from torchd_server import errors, plugins, service_manager
 from torchd_server.accelerators.cpu import ThreadBudget, usable_cores
 from torchd_server.accelerators.cuda import visible_gpus
 from torchd_server.accelerators.ledger import DeviceLedger
@@ -34,6 +34,7 @@ from torchd_server.model import Machinery
 from torchd_server.open_inference import OpenInference
 from torchd_server.placement.base import WorkerSpec
 from torchd_server.placement.local import LocalPlacement
+from torchd_server.plugins import Served
 from torchd_server.registry import ModelRegistry
 from torchd_server.run_directory import RunDirectory
 from torchd_server.settings import ModelSettings, ServerSettings
@@ -128,8 +129,11 @@ class Daemon:
     def __init__(self, settings: ServerSettings, run_directory: RunDirectory) -> None:
         self._settings = settings
         self._run_directory = run_directory
+        self._plugins = plugins.load(settings.plugins)
+        self._plugins.install()
         self._core = Core(settings, run_directory.scratch)
-        self._edge = Edge(settings, run_directory, self._core.metrics)
+        guard = self._plugins.auth(settings) if self._plugins.auth is not None else None
+        self._edge = Edge(settings, run_directory, self._core.metrics, guard)
         inference = [inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name]
         inference += open_inference_grpc.NAMES if settings.open_inference else ()
         management = [management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name]
@@ -154,6 +158,10 @@ class Daemon:
         }
         if settings.listeners.metrics_enabled:
             apis["metrics"] = metrics_endpoints(core.metrics, metrics_access(settings))
+        served = Served(core.inference, core.management)
+        for name, added in self._plugins.endpoints_of(served).items():
+            if name in apis:
+                apis[name] = [*added, *apis[name]]  # a plug-in's endpoint may stand in for ours, as in TorchServe
         bodies = {"management": settings.limits.management_bytes}
         return {
             names: self._http_server(

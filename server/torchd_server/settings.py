@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,10 @@ _RANGES = {
     "parallel_level": (0, 1024),
 }
 _SWITCHES = ("continuous_batching", "sequence_batching", "async_communication", "use_job_ticket", "use_venv")
-_CHOICES = {
-    "batch_wait": ("adaptive", "full"),
+# Rules by which a batch waits; plug-ins may add theirs (plugins.py).
+BATCH_WAITS = ["adaptive", "full"]
+_CHOICES: dict[str, Sequence[str]] = {
+    "batch_wait": BATCH_WAITS,
     "device_type": ("", "cpu", "gpu"),
     "runtime": ("python", "python3"),
     "parallel_type": ("", "pp", "tp", "pptp", "custom"),
@@ -391,6 +393,8 @@ class ServerSettings:
     snapshot: Mapping[str, Any] | None = None
     unregister_timeout: int = 120
     open_inference: bool = True
+    # Installed plug-ins to load, by the names of their entry points; none is loaded unasked.
+    plugins: tuple[str, ...] = ()
     # gRPC connections are closed after so many seconds, their calls after so many more; None never.
     grpc_connection_age: float | None = None
     grpc_connection_grace: float | None = None

@@ -104,7 +104,7 @@ def _run(settings: ServerSettings, ready: Callable[[], None] = lambda: None) -> 
         _runner()(daemon.serve(settings, say_ready))
     except (RunDirectoryTaken, AddressInUse) as error:
         _refuse(str(error), EX_IN_USE)
-    except SettingInvalid as error:  # a certificate or key that cannot be used
+    except SettingInvalid as error:  # a certificate or key that cannot be used, a plug-in that nobody knew before
         _refuse(str(error), EX_CONFIG)
     sys.exit(0)
 
@@ -161,6 +161,9 @@ def _serve_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--enable-model-api", action=argparse.BooleanOptionalAction, help="let clients register models (yes)"
     )
+    parser.add_argument(
+        "--plugins", nargs="+", default=[], metavar="NAME", help="installed plug-ins to load (docs/plugins.md)"
+    )
     parser.add_argument("--log-format", choices=logs.FORMATS, default="text")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser
@@ -181,6 +184,8 @@ def _serve_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -
     if flags.enable_model_api is not None:
         settings = replace(settings, model_api=flags.enable_model_api)
     settings = _guarded(settings, flags)
+    if flags.plugins:
+        settings = replace(settings, plugins=tuple(flags.plugins))
     if flags.worker_threads is not None:
         settings = replace(settings, worker_threads=flags.worker_threads)
     if flags.drain_grace is not None:
