@@ -22,7 +22,7 @@ from torchd_protos import inference_pb2, management_pb2, pool
 from torchd_protos.frames import Call, FrameLimits, Load, Reply
 from torchd_protos.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
 from torchd_protos.management_pb2_grpc import add_ManagementAPIsServiceServicer_to_server
-from torchd_server import errors
+from torchd_server import errors, logs
 from torchd_server.accelerators.cpu import ThreadBudget, usable_cores
 from torchd_server.accelerators.cuda import visible_gpus
 from torchd_server.accelerators.ledger import DeviceLedger
@@ -35,8 +35,9 @@ from torchd_server.placement.base import WorkerSpec
 from torchd_server.placement.local import LocalPlacement
 from torchd_server.registry import ModelRegistry
 from torchd_server.run_directory import RunDirectory
-from torchd_server.settings import Address, ModelSettings, ServerSettings
+from torchd_server.settings import Address, ModelSettings, ServerSettings, TorchServeMetrics
 from torchd_server.store import ModelStore
+from torchd_server.surfaces.access import AccessInterceptor, observed
 from torchd_server.surfaces.health_grpc import HealthSurface
 from torchd_server.surfaces.inference_grpc import InferenceSurface
 from torchd_server.surfaces.management_grpc import ManagementSurface
@@ -44,6 +45,11 @@ from torchd_server.surfaces.rest.answers import refusal
 from torchd_server.surfaces.rest.http1 import Handle, HttpServer
 from torchd_server.surfaces.rest.http1_reader import HttpLimits
 from torchd_server.surfaces.rest.routes import inference_port, management_port, metrics_port
+from torchd_server.torchserve import metrics_config
+from torchd_server.torchserve.access_log import AccessLog
+from torchd_server.torchserve.metrics_log import MetricsLog
+from torchd_server.torchserve.recorder import Recorder
+from torchd_server.torchserve.system_metrics import SystemMetrics, gpu_tool
 from torchd_server.worker import WorkerPlan
 
 logger = logging.getLogger(__name__)
@@ -63,7 +69,12 @@ class Core:
     """Everything below the surfaces."""
 
     def __init__(self, settings: ServerSettings, scratch: Path) -> None:
-        self.metrics = Metrics()
+        measured = settings.torchserve_metrics
+        config = _metrics_config(measured)
+        metrics_log = MetricsLog(logs.write, socket.gethostname()) if settings.log_files.metrics is not None else None
+        self.recorder = Recorder(measured.mode, config, measured.auto_detect, socket.gethostname(), metrics_log)
+        own = settings.posture.own_metrics or measured.mode != "log"
+        self.metrics = Metrics(self.recorder, own, logs.dropped)
         self.registry = ModelRegistry()
         self.store = ModelStore(settings.model_store, scratch)
         gpus = visible_gpus(settings.environment)
@@ -78,6 +89,7 @@ class Core:
                 max_response_bytes=settings.limits.response_bytes,
                 limit_image_pixels=settings.limit_image_pixels,
                 service_envelope=settings.service_envelope,
+                metrics_json=config.handlers_json(),
                 sequence_header_id=settings.sequence_headers.id,
                 sequence_header_start=settings.sequence_headers.start,
                 sequence_header_end=settings.sequence_headers.end,
@@ -98,6 +110,15 @@ class Core:
         )
 
 
+def _metrics_config(settings: TorchServeMetrics) -> metrics_config.MetricsConfig:
+    """A file that cannot be used is said, and the server runs with TorchServe's own metrics."""
+    try:
+        return metrics_config.read(settings.config)
+    except metrics_config.MetricsConfigInvalid as error:
+        logger.error("%s; TorchServe's own metrics are recorded instead", error)
+        return metrics_config.read(None)
+
+
 def _planner(settings: ServerSettings) -> Callable[[WorkerSpec, Load, ModelSettings], WorkerPlan]:
     limits = FrameLimits(payload=settings.limits.response_bytes + FRAME_SLACK_BYTES)
 
@@ -115,6 +136,8 @@ class Daemon:
         self._settings = settings
         self._run_directory = run_directory
         self._core = Core(settings, run_directory.scratch)
+        self._access_log = AccessLog(logs.write) if settings.log_files.logs is not None else None
+        self._system_metrics: asyncio.Task[None] | None = None
         names = {
             "inference": inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name,
             "management": management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name,
@@ -156,10 +179,18 @@ class Daemon:
             await server.start()
         for name, rest in self._rest.items():
             bound[name] = f"http://{await self._bind_rest(rest, name, getattr(self._settings.listeners, name))}"
+        self._measure_system()
         await self._load_models()
         self._run_directory.announce(bound)
         for name, address in bound.items():
             logger.info("%-16s %s", name.replace("_", " "), address)
+
+    def _measure_system(self) -> None:
+        measured = self._settings.torchserve_metrics
+        if measured.system:
+            tool = gpu_tool(self._settings.environment.get("PATH"))
+            system = SystemMetrics(self._core.recorder.system, measured.interval_seconds, tool)
+            self._system_metrics = asyncio.create_task(system.run())
 
     async def _load_models(self) -> None:
         """One model that cannot be registered does not stop the others."""
@@ -178,6 +209,8 @@ class Daemon:
         """In order: say so (readiness), refuse new work, let accepted work finish, end what is left with a typed error,
         end the workers, let the last answers out, close, give the run directory back. Listeners stay open until the end
         so that new callers get a reason and not a refused connection."""
+        if self._system_metrics is not None:
+            self._system_metrics.cancel()
         self._health.drain()
         self._core.inference.drain()
         end = time.monotonic() + self._settings.limits.drain_grace
@@ -200,7 +233,9 @@ class Daemon:
 
     def _grpc_server(self, service: str) -> grpc.aio.Server:
         limits = self._settings.limits
+        interceptors = [] if self._access_log is None else [AccessInterceptor(self._access_log.grpc)]
         server = grpc.aio.server(
+            interceptors=interceptors,
             options=[
                 ("grpc.so_reuseport", 0),  # else a second daemon would silently share the port
                 ("grpc.max_concurrent_streams", limits.streams_per_connection),
@@ -208,7 +243,7 @@ class Daemon:
                 ("grpc.max_send_message_length", limits.response_bytes + FRAME_SLACK_BYTES),
                 ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
                 ("grpc.server_handshake_timeout_ms", 10_000),
-            ]
+            ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [service, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
@@ -221,13 +256,18 @@ class Daemon:
     def _http_server(self, handle: Handle, body_bytes: int | None = None) -> HttpServer:
         limits = self._settings.limits
         return HttpServer(
-            handle,
+            observed(handle, self._http_answered),
             refusal,
             HttpLimits(
                 body_bytes=limits.request_bytes if body_bytes is None else body_bytes,
                 connections=min(limits.connections, _descriptors() // CONNECTION_SHARE),
             ),
         )
+
+    def _http_answered(self, peer: str, method: str, target: str, version: str, status: int, seconds: float) -> None:
+        self._core.recorder.http_answered(status)
+        if self._access_log is not None:
+            self._access_log.http(peer, method, target, version, status, seconds)
 
     @staticmethod
     def _bind_grpc(server: grpc.aio.Server, name: str, address: Address) -> Address:

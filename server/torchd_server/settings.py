@@ -282,6 +282,13 @@ class TorchServeMetrics:
     system: bool = True
     interval_seconds: float = 60.0
 
+    def __post_init__(self) -> None:
+        """Checks the mode and the interval."""
+        if self.mode not in METRICS_MODES:
+            raise SettingInvalid("metrics_mode", self.mode, " or ".join(METRICS_MODES))
+        if not 1 <= self.interval_seconds <= 86_400:
+            raise SettingInvalid("metric_time_interval", self.interval_seconds, "seconds from 1 to 86400")
+
 
 @dataclass(frozen=True, slots=True)
 class LogFiles:
@@ -314,6 +321,9 @@ class Posture:
     # Workers a model gets at start when nothing names a number; None means one per GPU, else one per core.
     workers_at_start: int | None
     limits: Limits
+    # Where TorchServe's metrics go (metrics_mode), and whether /metrics has the torchd_* families in every mode.
+    metrics_mode: str = "prometheus"
+    own_metrics: bool = True
 
 
 _WORKER_ENVIRONMENT = (
@@ -332,6 +342,8 @@ POSTURES = {
         None,
         None,
         Limits(request_bytes=6_553_500, response_bytes=6_553_500),
+        metrics_mode="log",
+        own_metrics=False,
     ),
 }
 

@@ -18,8 +18,16 @@ from typing import NoReturn
 
 from torchd_server import logs
 from torchd_server.run_directory import RunDirectoryTaken, default_run_directory
-from torchd_server.settings import API_NAMES, POSTURES, Address, ServerSettings, SettingInvalid
-from torchd_server.torchserve import config_properties
+from torchd_server.settings import (
+    API_NAMES,
+    POSTURES,
+    Address,
+    LogFiles,
+    ServerSettings,
+    SettingInvalid,
+    TorchServeMetrics,
+)
+from torchd_server.torchserve import config_properties, log_files
 
 VERSION = "0.1.0"
 TORCHSERVE_VERSION = "0.12.0"  # whose behaviour this command has
@@ -41,8 +49,18 @@ def torchserve(argv: Sequence[str]) -> NoReturn:
     settings = _checked(lambda: _torchserve_settings(flags, os.environ))
     for weakness in _weaknesses(flags, settings):
         _note(f"warning: {weakness}")
-    logs.configure("text", "info")
+    _open_logs(settings)
     _run(settings)
+
+
+def _open_logs(settings: ServerSettings) -> None:
+    """TorchServe's console and files; a folder that cannot be written costs the files, not the server."""
+    try:
+        handlers = log_files.handlers(settings.log_files)
+    except log_files.LogFolderUnusable as error:
+        _note(f"warning: {error}; there will be no log files")
+        handlers = log_files.handlers(LogFiles())
+    logs.start(handlers, "info")
 
 
 def serve(argv: Sequence[str]) -> NoReturn:
@@ -59,10 +77,16 @@ def _run(settings: ServerSettings) -> NoReturn:
 
     _reset_signals()
     try:
-        _runner()(daemon.serve(settings, lambda: print(READY_LINE, flush=True)))
+        _runner()(daemon.serve(settings, _say_ready))
     except (RunDirectoryTaken, daemon.AddressInUse) as error:
         _refuse(str(error), EX_IN_USE)
     sys.exit(0)
+
+
+def _say_ready() -> None:
+    """In one write: the log's thread may be at the same descriptor."""
+    sys.stdout.write(f"{READY_LINE}\n")
+    sys.stdout.flush()
 
 
 def _runner() -> Callable[..., object]:
@@ -160,12 +184,20 @@ def _torchserve_settings(flags: argparse.Namespace, environment: Mapping[str, st
     """The precedence of `torchserve`: TorchServe's defaults < config file (the environment's first) < flags."""
     named = environment.get("TS_CONFIG_FILE")
     config = Path(named) if named else flags.ts_config
-    settings = _with_file(defaults("torchserve", environment), config)
+    settings = replace(defaults("torchserve", environment), log_files=_log_folders(environment))
+    settings = _with_file(settings, config)
     if flags.enable_model_api:
         settings = replace(settings, model_api=True)
     if flags.model_store is None and settings.model_store is None:
         _refuse("Missing mandatory parameter --model-store DIR (or model_store in config.properties)", 1)
     return _with_store(settings, flags.model_store, flags.models, None, environment)
+
+
+def _log_folders(environment: Mapping[str, str]) -> LogFiles:
+    """TorchServe's: LOG_LOCATION (./logs), and METRICS_LOCATION, which is the same where it is not given."""
+    logs_in = Path(environment.get("LOG_LOCATION") or "logs").absolute()
+    metrics_in = environment.get("METRICS_LOCATION")
+    return LogFiles(logs_in, Path(metrics_in).absolute() if metrics_in else logs_in)
 
 
 def defaults(name: str, environment: Mapping[str, str]) -> ServerSettings:
@@ -176,6 +208,7 @@ def defaults(name: str, environment: Mapping[str, str]) -> ServerSettings:
         limits=posture.limits,
         model_api=posture.model_api,
         allowed_urls=posture.allowed_urls,
+        torchserve_metrics=TorchServeMetrics(mode=posture.metrics_mode),
         environment=dict(environment),
         worker_threads=_threads_of(environment),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from torchd_server.settings import Address, ServerSettings, SettingInvalid
+from torchd_server.settings import METRICS_MODES, Address, ServerSettings, SettingInvalid
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f"}
 
@@ -157,6 +157,33 @@ def _workers_at_start(settings: ServerSettings, key: str, value: str) -> ServerS
     return replace(settings, workers_at_start=_number(key, value) or None)
 
 
+def _metrics_mode(settings: ServerSettings, key: str, value: str) -> ServerSettings:
+    mode = (
+        value.lower() if value.lower() in METRICS_MODES else "log"
+    )  # what TorchServe makes of a word it does not know
+    return _metrics(settings, mode=mode)
+
+
+def _metrics_config(settings: ServerSettings, key: str, value: str) -> ServerSettings:
+    return _metrics(settings, config=Path(value))
+
+
+def _metrics_auto_detect(settings: ServerSettings, key: str, value: str) -> ServerSettings:
+    return _metrics(settings, auto_detect=_boolean(key, value))
+
+
+def _no_system_metrics(settings: ServerSettings, key: str, value: str) -> ServerSettings:
+    return _metrics(settings, system=not _boolean(key, value))
+
+
+def _metrics_interval(settings: ServerSettings, key: str, value: str) -> ServerSettings:
+    return _metrics(settings, interval_seconds=float(_number(key, value)))
+
+
+def _metrics(settings: ServerSettings, **given: Any) -> ServerSettings:
+    return replace(settings, torchserve_metrics=replace(settings.torchserve_metrics, **given))
+
+
 def _nothing(settings: ServerSettings, key: str, value: str) -> ServerSettings:
     return settings
 
@@ -193,6 +220,11 @@ KEYS: dict[str, Apply] = {
     "limit_max_image_pixels": _switch("limit_image_pixels"),
     "enable_model_api": _switch("model_api"),
     "enable_metrics_api": _metrics_enabled,
+    "metrics_mode": _metrics_mode,
+    "metrics_config": _metrics_config,
+    "model_metrics_auto_detect": _metrics_auto_detect,
+    "disable_system_metrics": _no_system_metrics,
+    "metric_time_interval": _metrics_interval,
     "disable_token_authorization": _nothing,  # there are no tokens yet: nothing to switch off
 }
 _WITHOUT_MEANING = {
@@ -207,12 +239,12 @@ _WITHOUT_MEANING = {
 }
 _NOT_YET = frozenset(
     """allowed_urls blacklist_env_vars certificate_file cors_allowed_headers cors_allowed_methods cors_allowed_origin
-    cpp_log_config cpu_launcher_args cpu_launcher_enable debug default_service_handler disable_system_metrics
+    cpp_log_config cpu_launcher_args cpu_launcher_enable debug default_service_handler
     enable_envvars_config enable_grpc_ssl grpc_inference_max_connection_age_grace_ms
     grpc_inference_max_connection_age_ms grpc_management_max_connection_age_grace_ms
     grpc_management_max_connection_age_ms initial_distribution_port install_py_dep_per_model ipex_enable
-    ipex_gpu_enable keystore keystore_pass keystore_type metric_time_interval metrics_config metrics_mode
-    model_metrics_auto_detect model_server_home model_snapshot models number_of_gpu plugins_path private_key_file
+    ipex_gpu_enable keystore keystore_pass keystore_type
+    model_server_home model_snapshot models number_of_gpu plugins_path private_key_file
     service_envelope system_metrics_cmd token_expiration_min ts_header_key_sequence_end ts_header_key_sequence_id
     ts_header_key_sequence_start ts_open_inference_protocol unregister_model_timeout use_env_allowed_urls
     workflow_store""".split()  # noqa: SIM905 - forty strings in quotes would be harder to read

@@ -292,6 +292,7 @@ def metrics_port(metrics: Metrics) -> Handle:
     async def handle(request: HttpRequest) -> HttpResponse:
         if segments(request.path) != ["metrics"]:
             return refusal(404, NOT_FOUND)
-        return answer(200, metrics.text(), (("content-type", "text/plain; version=0.0.4; charset=utf-8"),))
+        names = [value for name, value in parse_qsl(request.query) if name == "name[]"]
+        return answer(200, await metrics.page(names), (("content-type", "text/plain; version=0.0.4; charset=utf-8"),))
 
     return answers_errors(handle)
