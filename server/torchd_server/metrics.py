@@ -228,6 +228,10 @@ class _Dropped(Collector):
     def __init__(self, dropped: Callable[[], int]) -> None:
         self._dropped = dropped
 
+    def describe(self) -> Iterator[CounterMetricFamily]:
+        """By its name the registry finds it."""
+        return self.collect()
+
     def collect(self) -> Iterator[CounterMetricFamily]:
         """The one family."""
         yield CounterMetricFamily(
