@@ -29,7 +29,9 @@ WRITE_RECORDS = 1000
 LAST_LINES_SECONDS = 2.0
 _FIELDS = ("model", "version", "worker", "request")
 _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[31;1m"}
-_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
+# Whatever a terminal obeys or some reader takes for the end of a line.
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+_ESCAPES |= {0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 class TextFormatter(logging.Formatter):
@@ -228,6 +230,8 @@ def dropped() -> int:
 
 def escaped(message: str) -> str:
     """Control characters shown, and nobody's text at the beginning of a line of ours."""
+    if message.isprintable():
+        return message.rstrip()
     return message.rstrip().translate(_ESCAPES).replace("\n", "\n    ")
 
 

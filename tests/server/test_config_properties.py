@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchd_server.settings import Address, ServerSettings, SettingInvalid
+from torchd_server.settings import Address, ServerSettings, SettingInvalid, TorchServeMetrics
 from torchd_server.torchserve.config_properties import apply, parse
 
 
@@ -93,6 +93,27 @@ disable_token_authorization=true
     assert (settings.model_defaults.job_queue_size, settings.limits.request_bytes) == (44, 55)
     assert (listeners.metrics_enabled, settings.model_api, settings.decode_input) == (False, False, False)
     assert warnings == ()
+
+
+def test_the_keys_of_the_metrics_become_settings(tmp_path: Path) -> None:
+    """Reference 3.2: an unknown metrics_mode is log."""
+    settings, warnings = applied(
+        tmp_path,
+        """metrics_mode=PROMETHEUS
+metrics_config=/etc/metrics.yaml
+model_metrics_auto_detect=true
+disable_system_metrics=true
+metric_time_interval=5
+""",
+    )
+    wanted = TorchServeMetrics(
+        "prometheus", Path("/etc/metrics.yaml"), auto_detect=True, system=False, interval_seconds=5
+    )
+    assert settings.torchserve_metrics == wanted
+    assert warnings == ()
+    assert applied(tmp_path, "metrics_mode=statsd")[0].torchserve_metrics.mode == "log"
+    with pytest.raises(SettingInvalid, match="metric_time_interval"):
+        applied(tmp_path, "metric_time_interval=0")
 
 
 def test_what_has_no_meaning_and_what_is_unknown_is_said(tmp_path: Path) -> None:

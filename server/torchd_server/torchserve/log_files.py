@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 from torchd_server.logs import ConsoleHandler, LineHandler, bounded, escaped, where
@@ -63,8 +64,13 @@ def _request(record: logging.LogRecord) -> str:
 
 
 def _moment(seconds: float) -> str:
-    moment = datetime.fromtimestamp(seconds)
-    return f"{moment:%Y-%m-%dT%H:%M:%S},{moment.microsecond // 1000:03d}"
+    whole, milliseconds = divmod(round(seconds * 1e6) // 1000, 1000)
+    return f"{_second(whole)},{milliseconds:03d}"
+
+
+@lru_cache(maxsize=8)
+def _second(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds):%Y-%m-%dT%H:%M:%S}"
 
 
 class LogFile(LineHandler):

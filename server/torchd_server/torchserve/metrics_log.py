@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import lru_cache
 
 from torchd_server.torchserve.metrics_config import HOSTNAME, MetricSpec
 from torchd_server.torchserve.metrics_text import number
@@ -40,10 +41,14 @@ class MetricsLog:
         return f"|#hostname:{self._hostname},{named}timestamp:{int(moment)}"
 
 
-def _value(spec: MetricSpec, labels: Iterable[str], value: float) -> str:
-    pairs = zip(spec.dimensions, labels, strict=True)
-    dimensions = ",".join(
+def _value(spec: MetricSpec, labels: tuple[str, ...], value: float) -> str:
+    shown = number(value) if math.isfinite(value) else number(value).replace("Inf", "Infinity").lstrip("+")
+    return f"{spec.name}.{spec.unit}:{shown}|#{_dimensions(spec.dimensions, labels)}"
+
+
+@lru_cache(maxsize=1024)
+def _dimensions(names: tuple[str, ...], labels: tuple[str, ...]) -> str:
+    pairs = zip(names, labels, strict=True)
+    return ",".join(
         f"{name}:{label.translate(_SEPARATORS)}" for name, label in pairs if name.lower() != HOSTNAME.lower()
     )
-    shown = number(value) if math.isfinite(value) else number(value).replace("Inf", "Infinity").lstrip("+")
-    return f"{spec.name}.{spec.unit}:{shown}|#{dimensions}"
