@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import threading
 from pathlib import Path
+from typing import Any
 
-from harness.daemon import Daemon
+import psutil
+from harness.daemon import PATIENCE, READY_LINE, Daemon
 from harness.eventually import eventually
 from harness.measured import METRICS_YAML, MODEL, page, torchserve, walk
 from harness.surfaces import GrpcSurface, RestSurface
@@ -135,3 +140,48 @@ def test_torchd_serve_has_everything_on_the_page_and_no_files(tmp_path: Path) ->
         assert "torchd_workers{" in found
     assert not list(tmp_path.rglob("*.log"))
     assert "TS_METRICS" not in daemon.log
+
+
+class Deaf(Daemon):
+    """Nobody reads its console after the ready line, until `hear` is set."""
+
+    def __init__(self, folder: Path, **named: Any) -> None:
+        super().__init__(folder, **named)
+        self.hear = threading.Event()
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                self._lines.append(line)
+                if READY_LINE in line:
+                    self._ready.set()
+                    self.hear.wait(PATIENCE)
+        self._ready.set()
+
+
+def test_a_console_that_nobody_reads_costs_lines_and_not_answers(tmp_path: Path) -> None:
+    """O03, P23, E21: the pipe is full, then the queue; requests are served, the loss is counted, the server stops."""
+    with torchserve(tmp_path, "metrics_mode=legacy", make=Deaf, environment={"LOG_LOCATION": "/dev/null/x"}) as daemon:
+        assert isinstance(daemon, Deaf)
+        with RestSurface(daemon) as rest:
+            connection = rest.connect("inference")
+            try:
+                for number in range(30_000):
+                    connection.request("GET", "/ping?" + "x" * 1000)
+                    assert connection.getresponse().read()
+                    if not number % 1000 and dropped(daemon):
+                        break
+            finally:
+                connection.close()
+            assert dropped(daemon) > 0
+            assert rest.predict("mm", b"x").json() == {"ok": 1}
+        daemon.signal(signal.SIGTERM)
+        eventually(lambda: psutil.Process(daemon.pid).status() == psutil.STATUS_ZOMBIE, what="its end")
+        daemon.hear.set()
+
+
+def dropped(daemon: Daemon) -> float:
+    found = re.search(r"^torchd_log_records_dropped_total (\S+)$", page(daemon), re.M)
+    assert found is not None
+    return float(found[1])

@@ -16,12 +16,14 @@ METRICS_YAML = ROOT / "tests/server/golden_metrics/metrics.yaml"
 
 
 @contextmanager
-def torchserve(folder: Path, *keys: str, environment: dict[str, str] | None = None) -> Iterator[Daemon]:
+def torchserve(
+    folder: Path, *keys: str, environment: dict[str, str] | None = None, make: type[Daemon] = Daemon
+) -> Iterator[Daemon]:
     """TorchServe with the model `mm` on one worker, and these lines in config.properties."""
     store = folder / "store"
     store.mkdir()
     pack(PackRequest("mm", handler=str(MODEL), version="1.0", export_path=store))
-    daemon = Daemon(folder, store=store, models=["mm=mm.mar"], command="torchserve")
+    daemon = make(folder, store=store, models=["mm=mm.mar"], command="torchserve")
     daemon.environment |= environment or {}
     config = folder / "config.properties"
     config.write_text(config.read_text() + "\n".join(["default_workers_per_model=1", *keys, ""]))
