@@ -295,6 +295,13 @@ class TorchServeMetrics:
     system: bool = True
     interval_seconds: float = 60.0
 
+    def __post_init__(self) -> None:
+        """Checks the mode and the interval."""
+        if self.mode not in METRICS_MODES:
+            raise SettingInvalid("metrics_mode", self.mode, " or ".join(METRICS_MODES))
+        if not 1 <= self.interval_seconds <= 86_400:
+            raise SettingInvalid("metric_time_interval", self.interval_seconds, "seconds from 1 to 86400")
+
 
 @dataclass(frozen=True, slots=True)
 class LogFiles:
@@ -329,6 +336,9 @@ class Posture:
     limits: Limits
     # A key of model-config.yaml whose value will not do is ignored with a warning, as in TorchServe; else refused.
     lenient_model_config: bool = False
+    # Where TorchServe's metrics go (metrics_mode), and whether /metrics has the torchd_* families in every mode.
+    metrics_mode: str = "prometheus"
+    own_metrics: bool = True
 
 
 _WORKER_ENVIRONMENT = (
@@ -348,6 +358,8 @@ POSTURES = {
         None,
         Limits(request_bytes=6_553_500, response_bytes=6_553_500),
         lenient_model_config=True,
+        metrics_mode="log",
+        own_metrics=False,
     ),
 }
 
