@@ -74,7 +74,7 @@ class Worker:
         try:
             context = context_for(load, Metrics(self._channel.send, load.model))
             context.send_chunk = ChunkSender(self._channel, load.max_response_bytes).send
-            return load_handler(load.handler, context, threads)
+            return load_handler(load.handler, context, threads, getattr(load, "service_envelope", ""))
         except BaseException as error:  # user code may raise anything, SystemExit too
             self._channel.send(load_failure_of(error, load.directory))
             return None
