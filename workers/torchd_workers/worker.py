@@ -25,6 +25,7 @@ from torchd_workers.loader import context_for, load_handler
 from torchd_workers.logs import LogForwarder
 from torchd_workers.metrics import Metrics
 from torchd_workers.streaming import ChunkSender
+from torchd_workers.torchserve.metric import send_by
 
 LOAD_FAILED = 1
 
@@ -72,6 +73,7 @@ class Worker:
     def _load(self, load: Load, threads: ComputeThreads) -> Handler | None:
         self._channel.send(Progress(0, f"loading {load.handler}"))
         try:
+            send_by(self._channel.send)
             context = context_for(load, Metrics(self._channel.send, load.model))
             context.send_chunk = ChunkSender(self._channel, load.max_response_bytes).send
             return load_handler(load.handler, context, threads, getattr(load, "service_envelope", ""))

@@ -42,7 +42,7 @@ def tensor_from(payload: Any) -> torch.Tensor:
         raise PredictionException(f"the input is a {type(payload).__name__}; send the bytes that torch.save wrote", 400)
     try:
         # A sparse tensor's indices may point anywhere unless they are checked.
-        with torch.sparse.check_sparse_tensor_invariants():
+        with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]
             saved = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError, TypeError) as error:
         raise PredictionException("the input is not what torch.save writes of one tensor", 400) from error

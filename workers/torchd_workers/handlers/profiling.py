@@ -28,5 +28,5 @@ def profiler_for(arguments: dict[str, Any], model_name: str) -> profile:
     if "on_trace_ready" not in arguments:
         folder = os.path.join(TRACES, model_name)
         logger.info("chrome traces go to %s", folder)
-        arguments["on_trace_ready"] = tensorboard_trace_handler(folder)  # type: ignore[no-untyped-call]
+        arguments["on_trace_ready"] = tensorboard_trace_handler(folder)
     return profile(**arguments)

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import logging
+from enum import StrEnum
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
-PT2_BACKENDS = (
-    "eager",
-    "aot_eager",
-    "inductor",
-    "nvfuser",
-    "aot_nvfuser",
-    "aot_cudagraphs",
-    "ofi",
-    "fx2trt",
-    "onnxrt",
-    "ipex",
-    "torchxla_trace_once",
-    "openvino",
-    "tensorrt",
-    "hpu_backend",
-)
+
+class PT2Backend(StrEnum):
+    """The backends of torch.compile that TorchServe lets a configuration name."""
+
+    EAGER = "eager"
+    AOT_EAGER = "aot_eager"
+    INDUCTOR = "inductor"
+    NVFUSER = "nvfuser"
+    AOT_NVFUSER = "aot_nvfuser"
+    AOT_CUDAGRAPHS = "aot_cudagraphs"
+    OFI = "ofi"
+    FX2TRT = "fx2trt"
+    ONNXRT = "onnxrt"
+    IPEX = "ipex"
+    TORCHXLA_TRACE_ONCE = "torchxla_trace_once"
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+    HPU_BACKEND = "hpu_backend"
 
 
 def check_valid_pt2_backend(backend: str) -> bool:
     """Whether `backend` is one TorchServe lets a configuration name."""
-    if backend in PT2_BACKENDS:
+    if backend in set(PT2Backend):
         return True
-    logger.warning("%r is not a supported backend; it may be %s", backend, ", ".join(PT2_BACKENDS))
+    logger.warning("%r is not a supported backend; it may be %s", backend, ", ".join(PT2Backend))
     return False
 
 

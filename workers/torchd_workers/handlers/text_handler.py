@@ -15,11 +15,9 @@ from torchd_workers.context import Context
 from torchd_workers.handlers.base import BaseHandler
 from torchd_workers.handlers.contractions import CONTRACTION_MAP
 from torchd_workers.handlers.explaining import layer_integrated_gradients
-from torchd_workers.handlers.text_utils import get_tokenizer
+from torchd_workers.handlers.text_utils import CLEANUP_REGEX, get_tokenizer
 from torchd_workers.handlers.vocabulary import load_vocabulary
 
-# Tags, and entities such as &amp; or &#39;.
-CLEANUP_REGEX = re.compile(r"<.*?>|&(?:[a-z0-9]+|#[0-9]{1,6}|#x[0-9a-f]{1,6});")
 _CONTRACTIONS = re.compile("|".join(map(re.escape, CONTRACTION_MAP)), re.IGNORECASE)
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -63,7 +61,8 @@ class TextHandler(BaseHandler):
         """Attributions as shares, by the length of the vector of their sums."""
         # The dimension that torch takes where a caller names none, as TorchServe's does.
         shares = torch.softmax(attributions, dim=0 if attributions.dim() in (0, 1, 3) else 1)
-        return shares / torch.linalg.vector_norm(shares.sum(dim=-1))
+        normalized: torch.Tensor = shares / torch.linalg.vector_norm(shares.sum(dim=-1))
+        return normalized
 
     def _expand_contractions(self, text: str) -> str:
         """I'd becomes I would; what apostrophes are left go."""

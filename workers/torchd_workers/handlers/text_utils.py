@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+# Tags, and entities such as &amp; or &#39;.
+CLEANUP_REGEX = re.compile(r"<.*?>|&(?:[a-z0-9]+|#[0-9]{1,6}|#x[0-9a-f]{1,6});")
 _RULES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [

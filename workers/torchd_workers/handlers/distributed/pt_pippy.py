@@ -21,7 +21,7 @@ def initialize_rpc_workers(local_rank: int, world_size: int, ctx: Context) -> No
     """Joins the group of processes, with `pippy: {rpc_timeout, num_worker_threads}` of model-config.yaml."""
     library("pippy", _WHAT, "torchpippy")
     options = _entry(ctx, "pippy", "rpc_timeout", "num_worker_threads")
-    rpc = torch.distributed.rpc
+    rpc: Any = torch.distributed.rpc
     backend = rpc.TensorPipeRpcBackendOptions(
         num_worker_threads=options["num_worker_threads"], rpc_timeout=options["rpc_timeout"]
     )
