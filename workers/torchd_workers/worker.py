@@ -76,7 +76,7 @@ class Worker:
             send_by(self._channel.send)
             context = context_for(load, Metrics(self._channel.send, load.model))
             context.send_chunk = ChunkSender(self._channel, load.max_response_bytes).send
-            return load_handler(load.handler, context, threads, getattr(load, "service_envelope", ""))
+            return load_handler(load.handler, context, threads, load.service_envelope)
         except BaseException as error:  # user code may raise anything, SystemExit too
             self._channel.send(load_failure_of(error, load.directory))
             return None

@@ -28,8 +28,7 @@ class Units:
     """The names of units, by what handlers call them."""
 
     def __init__(self) -> None:
-        self.units: dict[str | None, str] = dict(UNITS)
-        self.units[None] = UNITS[""]
+        self.units: dict[str | None, str] = dict([*UNITS.items(), (None, UNITS[""])])
 
 
 class Metric:
