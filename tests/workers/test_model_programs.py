@@ -48,7 +48,7 @@ def answers(worker, *rows):
 
 
 def test_an_onnx_model_answers(start, tmp_path):
-    """tests/data/linear.onnx: [n, 3] times [[1, 2], [3, 4], [5, 6]] plus [0.5, -0.5]. TorchServe loads, but cannot run it."""
+    """tests/data/linear.onnx: [n, 3] times [[1, 2], [3, 4], [5, 6]] plus [0.5, -0.5]. TorchServe cannot run it."""
     pytest.importorskip("onnxruntime")
     shutil.copy(DATA / "linear.onnx", tmp_path)
     worker = start(tmp_path)
