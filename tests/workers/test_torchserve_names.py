@@ -1,4 +1,4 @@
-"""The names of TorchServe's Python package: each imports (reference section 6.4), and those that are no handlers work."""
+"""The names of TorchServe's Python package: each imports (reference 6.4), and those that are no handlers work."""
 
 from __future__ import annotations
 
