@@ -74,8 +74,18 @@ def test_what_is_no_tensor_is_the_clients_mistake_and_runs_nothing(worker, tmp_p
     assert torch.equal(read(worker.ask(saved(torch.ones(1)))), torch.full((1, 1), 2.0))
 
 
-def test_tensors_of_different_shapes_cannot_be_one_batch(worker):
-    failures = worker.run(saved(torch.ones(1)), saved(torch.ones(2)))
-    assert {failure.message for failure in failures} == {
-        "the tensors of a batch must have one shape; these have (1,), (2,)"
-    }
+def test_tensors_of_different_shapes_are_answered_one_by_one(worker):
+    first, second = worker.run(saved(torch.ones(1)), saved(torch.ones(2)))
+    assert (read(first).shape, read(second).shape) == ((1, 1), (1, 2))
+
+
+def test_one_clients_mistake_is_told_to_that_client_only(worker):
+    """Section 13, 10: in TorchServe one bad item fails the whole batch."""
+    good, bad, other = worker.run(saved(torch.ones(1)), b"junk", saved(torch.zeros(1)))
+    assert (read(good).tolist(), read(other).tolist()) == ([[2.0]], [[0.0]])
+    assert isinstance(bad, Failure)
+    assert (bad.kind, bad.status, bad.message) == (
+        "PredictionFailed",
+        400,
+        "the input is not what torch.save writes of one tensor",
+    )

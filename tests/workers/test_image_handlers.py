@@ -137,6 +137,22 @@ def test_what_is_no_image_is_the_clients_mistake(start, folder, part, message):
     assert isinstance(worker.ask(KITTEN.read_bytes()), Reply)
 
 
+def test_one_clients_mistake_is_told_to_that_client_only(start, folder):
+    """Section 13, 10: in TorchServe one bad item fails the whole batch."""
+    worker = load(start(folder))
+    good, bad, other = worker.run(KITTEN.read_bytes(), b"no image", png(sample((300, 200))))
+    assert len(plain(good.body)) == len(plain(other.body)) == 5
+    assert (bad.kind, bad.status) == ("PredictionFailed", 400)
+    assert plain(worker.ask(KITTEN.read_bytes()).body) == pytest.approx(plain(good.body), rel=1e-5)
+
+
+def test_images_of_different_sizes_are_detected_one_by_one(tmp_path, monkeypatch):
+    """TorchServe cannot stack them."""
+    handler = loaded(ObjectDetector, tmp_path, monkeypatch, DETECTOR)
+    answers = handler.handle([{"body": png(sample(size))} for size in ((30, 20), (20, 30))], handler.context)
+    assert [len(answer) for answer in answers] == [1, 1]
+
+
 def test_an_explanation_has_the_shape_of_the_image_and_others_of_the_batch_are_predicted(start, folder):
     pytest.importorskip("captum")
     worker = load(start(folder))

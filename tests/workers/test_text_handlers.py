@@ -82,7 +82,8 @@ def test_an_answer_is_the_models_for_the_numbers_of_the_ngrams(start, folder):
 def test_text_that_is_not_utf8_is_the_clients_mistake(start, folder):
     worker = start(folder)
     assert load(worker) == Loaded()
-    failure = worker.ask(b"\xff")
+    good, failure = worker.run(b"the cat", b"\xff")
+    assert set(json.loads(bytes(good.body))) == {"bad", "good"}
     assert (failure.status, failure.message[:21]) == (400, "the text is not UTF-8")
 
 

@@ -20,7 +20,7 @@ from torchd_workers.handlers.labels import load_label_mapping
 from torchd_workers.handlers.profiling import is_profiler_enabled, profiler_for
 from torchd_workers.handlers.programs import is_onnx_session, load_compiled, load_onnx, run_onnx
 from torchd_workers.handlers.pt2 import compile_arguments
-from torchd_workers.handlers.rows import payload_of
+from torchd_workers.handlers.rows import BadInput, NotOneBatch, payload_of
 from torchd_workers.handlers.timer import timed
 
 logger = logging.getLogger(__name__)
@@ -90,9 +90,9 @@ class BaseHandler:
         if self._is_describe():
             output: Any = [self.describe_handle() for _ in data]
         elif len(data) > 1 and not self._can_share(len(data)):
-            output = [answer for row in range(len(data)) for answer in self._answers([data[row]], row)]
+            output = self._one_by_one(data)
         else:
-            output = self._answers(data, 0)
+            output = self._together(data)
         milliseconds = round((time.perf_counter() - started) * 1000, 2)
         if context.metrics is not None:
             context.metrics.add_time("HandlerTime", milliseconds, None, "ms")
@@ -105,6 +105,27 @@ class BaseHandler:
         requests = len(getattr(self.context, "request_processor", ()))
         # Behind an envelope rows and requests may differ in number; then it has seen to explanations.
         return requests != size or not any(self._is_explain(row) for row in range(size))
+
+    def _together(self, data: Any) -> Any:
+        try:
+            return self._answers(data, 0)
+        except (BadInput, NotOneBatch):
+            if len(data) == 1:
+                raise
+            return self._one_by_one(data)
+
+    def _one_by_one(self, data: Any) -> list[Any]:
+        return [answer for row in range(len(data)) for answer in self._answer_alone(data, row)]
+
+    def _answer_alone(self, data: Any, row: int) -> Any:
+        try:
+            return self._answers([data[row]], row)
+        except BadInput as error:
+            running = getattr(self.context, "running", ())
+            if len(running) != len(data):  # behind an envelope a row is not a request
+                raise
+            running[row].failure = error
+            return [None]
 
     def _answers(self, data: Any, first: int) -> Any:
         """The answers to requests that share a call, the first of them at this place in the batch."""
@@ -239,7 +260,12 @@ class BaseHandler:
 
 def _tensor_like(row: dict[str, Any]) -> Any:
     value = payload_of(row)
-    return json.loads(value) if isinstance(value, bytes | bytearray | str) else value
+    if not isinstance(value, bytes | bytearray | str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"the request's body is no JSON: {error}") from error
 
 
 def _is_torchscript(path: str) -> bool:

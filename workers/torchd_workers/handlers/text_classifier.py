@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from torchd_workers.failures import PredictionException
 from torchd_workers.handlers.explaining import token_reference
 from torchd_workers.handlers.labels import map_class_to_label
-from torchd_workers.handlers.rows import payload_of
+from torchd_workers.handlers.rows import BadInput, payload_of
 from torchd_workers.handlers.text_handler import TextHandler
 from torchd_workers.handlers.text_utils import ngrams_iterator
 
@@ -62,8 +61,8 @@ def _text_of(payload: Any) -> str:
     if isinstance(payload, str):
         return payload
     if not isinstance(payload, bytes | bytearray):
-        raise PredictionException(f"the text came as a {type(payload).__name__}; send it as text or bytes", 400)
+        raise BadInput(f"the text came as a {type(payload).__name__}; send it as text or bytes")
     try:
         return payload.decode()
     except UnicodeDecodeError as error:
-        raise PredictionException(f"the text is not UTF-8: {error}", 400) from error
+        raise BadInput(f"the text is not UTF-8: {error}") from error

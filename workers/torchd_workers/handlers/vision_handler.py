@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 
 from torchd_workers.context import Context
-from torchd_workers.failures import PredictionException
 from torchd_workers.handlers.base import BaseHandler
 from torchd_workers.handlers.explaining import integrated_gradients
-from torchd_workers.handlers.rows import payload_of
+from torchd_workers.handlers.rows import BadInput, payload_of, stacked
 from torchd_workers.handlers.timer import timed
 
 # What TorchServe takes; more of them costs time and explains little more.
@@ -46,7 +45,7 @@ class VisionHandler(BaseHandler):
     @timed
     def preprocess(self, data: Any) -> Any:
         """The images of the batch as one tensor: bytes of a file, its base64 as text, or a list of numbers."""
-        return torch.stack([self._image_tensor(payload_of(row)) for row in data]).to(self.device)
+        return stacked([self._image_tensor(payload_of(row)) for row in data]).to(self.device)
 
     def get_insights(self, tensor_data: Any, _: Any, target: Any = 0) -> Any:
         """The share of every pixel in the score of class `target`, by Integrated Gradients."""
@@ -66,7 +65,7 @@ def _from_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text)
     except (binascii.Error, ValueError) as error:
-        raise PredictionException(f"the image came as text that is no base64: {error}", 400) from error
+        raise BadInput(f"the image came as text that is no base64: {error}") from error
 
 
 def _opened(image: bytes | bytearray) -> Image.Image:
@@ -75,9 +74,7 @@ def _opened(image: bytes | bytearray) -> Image.Image:
         opened.load()  # here, where a broken file can be told from a broken handler
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         said = str(error).split(" <_io", 1)[0]
-        raise PredictionException(
-            f"the request's {len(image)} bytes are no image that can be read: {said}", 400
-        ) from error
+        raise BadInput(f"the request's {len(image)} bytes are no image that can be read: {said}") from error
     return opened
 
 
@@ -86,6 +83,4 @@ def _tensor_of(image: Any) -> torch.Tensor:
         return torch.tensor(image, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(image).__name__
-        raise PredictionException(
-            f"an image is bytes, base64 text or a list of numbers, not this {kind}", 400
-        ) from error
+        raise BadInput(f"an image is bytes, base64 text or a list of numbers, not this {kind}") from error
