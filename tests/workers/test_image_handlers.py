@@ -172,6 +172,16 @@ def test_an_explanation_is_captums_integrated_gradients_in_fifteen_steps(folder,
     assert torch.allclose(torch.tensor(handler.get_insights(tensor, None, 7)), expected.float(), atol=1e-6)
 
 
+def test_a_handler_may_bring_its_own_explainer():
+    class Explainer:
+        def attribute(self, tensor, target, n_steps):
+            return tensor * target
+
+    handler = ImageClassifier()
+    handler.ig = Explainer()
+    assert handler.get_insights(torch.ones(1), None, b"3") == [3.0]
+
+
 def test_without_captum_the_sentence_names_the_extra(folder, monkeypatch):
     handler = loaded(ImageClassifier, folder, monkeypatch)
     monkeypatch.setitem(__import__("sys").modules, "captum", None)

@@ -7,6 +7,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,7 +31,6 @@ class TextHandler(BaseHandler):
         self.source_vocab: Any = None
         self.tokenizer = get_tokenizer("basic_english")
         self.input_text: str | None = None
-        self._layer_integrated_gradients: Any = None
 
     def initialize(self, context: Context) -> None:
         """Loads the model and the vocabulary."""
@@ -46,12 +46,10 @@ class TextHandler(BaseHandler):
         """Where the vocabulary is."""
         return os.path.join(ctx.system_properties["model_dir"], "source_vocab.pt")
 
-    @property
+    @cached_property
     def lig(self) -> Any:
-        """Captum's LayerIntegratedGradients of the model's embedding."""
-        if self._layer_integrated_gradients is None:
-            self._layer_integrated_gradients = layer_integrated_gradients(self.model, self.model.embedding)
-        return self._layer_integrated_gradients
+        """Captum's LayerIntegratedGradients of the model's embedding; a handler may put one of its own here."""
+        return layer_integrated_gradients(self.model, self.model.embedding)
 
     def get_word_token(self, input_tokens: Sequence[str]) -> list[str]:
         """The words of tokens: without the mark that byte-pair tokenizers put for a space."""

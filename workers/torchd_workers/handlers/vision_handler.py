@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,22 +26,16 @@ class VisionHandler(BaseHandler):
 
     image_processing: Any = None
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._integrated_gradients: Any = None
-
     def initialize(self, context: Context) -> None:
         """Loads the model; without `limit_max_image_pixels` images may have any size."""
         super().initialize(context)
         if not context.system_properties.get("limit_max_image_pixels", True):
             Image.MAX_IMAGE_PIXELS = None
 
-    @property
+    @cached_property
     def ig(self) -> Any:
-        """Captum's IntegratedGradients of the model."""
-        if self._integrated_gradients is None:
-            self._integrated_gradients = integrated_gradients(self.model)
-        return self._integrated_gradients
+        """Captum's IntegratedGradients of the model; a handler may put one of its own here."""
+        return integrated_gradients(self.model)
 
     @timed
     def preprocess(self, data: Any) -> Any:
