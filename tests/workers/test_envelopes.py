@@ -184,6 +184,20 @@ def test_a_worker_opens_the_envelope_that_the_model_is_registered_with(tmp_path)
     assert handler([{}]) == [{"described": True}]
 
 
+def test_a_mistake_behind_an_envelope_is_nobody_elses(start, tmp_path):
+    """Two inputs of one request and a request of none: as many rows as requests, and yet no row is the other's."""
+    pytest.importorskip("torch")
+    source = "import torch\n\n\nclass M(torch.nn.Module):\n    def forward(self, x):\n        return x * 2\n"
+    (tmp_path / "model.py").write_text(source)
+    worker = start(tmp_path)
+    manifest = json.dumps({"model": {"modelName": "m", "modelFile": "model.py"}})
+    assert worker.load("densenet_handler", manifest_json=manifest, service_envelope="kserve") == Loaded()
+    first, second = worker.run(b'{"instances": ["no", "tensor"]}', b'{"instances": []}')
+    assert isinstance(first, Failure)
+    assert isinstance(second, Failure)
+    assert first.status == second.status == 400
+
+
 @pytest.mark.parametrize(
     ("source", "envelope", "message"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -97,3 +98,12 @@ def test_it_ships_two_names_and_no_command(installed):
     }
     (info,) = installed.glob("*.dist-info")
     assert not (info / "entry_points.txt").exists()
+
+
+def test_it_has_torchds_version_and_asks_for_it():
+    """Its `ts` is torchd's own; one of another version would be another package's."""
+    ours, its = (
+        tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"] for folder in ("", "workers/torchd_ts")
+    )
+    assert its["version"] == ours["version"]
+    assert its["dependencies"] == [f"torchd=={ours['version']}"]

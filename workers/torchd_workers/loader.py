@@ -62,7 +62,10 @@ def load_handler(name: str, context: Context, threads: ComputeThreads, envelope:
         handler = _function_handler(entry, context)
     else:
         handler = _class_handler(_handler_class(module, function), context)
-    return Handler(_opening(envelope, handler.entry), context) if envelope else handler
+    if not envelope:
+        return handler
+    context.enveloped = True
+    return Handler(_opening(envelope, handler.entry), context)
 
 
 def import_handler(name: str, directory: str) -> ModuleType:

@@ -102,9 +102,13 @@ class BaseHandler:
         """Whether the requests of a batch may share one call: an explanation is of one request, about its target."""
         if not self.takes_batches:
             return False
-        requests = len(getattr(self.context, "request_processor", ()))
-        # Behind an envelope rows and requests may differ in number; then it has seen to explanations.
-        return requests != size or not any(self._is_explain(row) for row in range(size))
+        # Behind an envelope rows are no requests, and it has seen to explanations.
+        return self._requests() != size or not any(self._is_explain(row) for row in range(size))
+
+    def _requests(self) -> int:
+        """How many requests the batch has, each a row of its own; 0 where rows are no requests."""
+        context = self.context
+        return 0 if getattr(context, "enveloped", False) else len(getattr(context, "request_processor", ()))
 
     def _together(self, data: Any) -> Any:
         try:
@@ -122,15 +126,14 @@ class BaseHandler:
             return self._answers([data[row]], row)
         except BadInput as error:
             running = getattr(self.context, "running", ())
-            if len(running) != len(data):  # behind an envelope a row is not a request
+            if not self._requests() == len(running) == len(data):
                 raise
             running[row].failure = error
             return [None]
 
     def _answers(self, data: Any, first: int) -> Any:
         """The answers to requests that share a call, the first of them at this place in the batch."""
-        requests = len(getattr(self.context, "request_processor", ()))
-        explain = self._is_explain(first if first < requests else 0)
+        explain = self._is_explain(first if first < self._requests() else 0)
         if is_profiler_enabled():
             return self._infer_with_profiler(data, explain)[0]
         prepared = self.preprocess(data)

@@ -90,7 +90,8 @@ class MicroBatching:
         else:
             output = self.handle(data)
         milliseconds = round((time.perf_counter() - started) * 1000, 2)
-        context.metrics.add_time("HandlerTime", milliseconds, None, "ms")
+        if context.metrics is not None:
+            context.metrics.add_time("HandlerTime", milliseconds, None, "ms")
         return output
 
     def _run(self, step: int, index: int, part: Any, done: SimpleQueue[_Done]) -> None:
