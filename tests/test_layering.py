@@ -53,7 +53,7 @@ FLOORS = {
 MODELS_ONLY = {"torch", "torchvision", "transformers", "safetensors", "numpy"}
 CODE_FROM_BYTES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "multiprocessing"}
 # Handlers are user code that we bring: they import what models need, when they are used.
-USER_SIDE = ("torchd_workers/handlers/", "torchd_workers/torchserve_shim/")
+USER_SIDE = ("torchd_workers/handlers/", "torchd_workers/torchserve/", "torchd_workers/torchserve_shim/")
 SOURCES = [path for folder in MAY_IMPORT for path in sorted((ROOT / folder / f"torchd_{folder}").rglob("*.py"))]
 SOURCES = [path for path in SOURCES if not path.stem.endswith(("_pb2", "_pb2_grpc"))]
 

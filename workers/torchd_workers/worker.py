@@ -25,6 +25,7 @@ from torchd_workers.loader import context_for, load_handler
 from torchd_workers.logs import LogForwarder
 from torchd_workers.metrics import Metrics
 from torchd_workers.streaming import ChunkSender
+from torchd_workers.torchserve.metric import send_by
 
 LOAD_FAILED = 1
 
@@ -73,10 +74,11 @@ class Worker:
     def _load(self, load: Load, threads: ComputeThreads) -> Handler | None:
         self._channel.send(Progress(0, f"loading {load.handler}"))
         try:
+            send_by(self._channel.send)
             context = context_for(load, Metrics(self._channel.send, load.model, load.metrics_json))
             self._logs.follow(context)
             context.send_chunk = ChunkSender(self._channel, load.max_response_bytes).send
-            return load_handler(load.handler, context, threads)
+            return load_handler(load.handler, context, threads, load.service_envelope)
         except BaseException as error:  # user code may raise anything, SystemExit too
             self._channel.send(load_failure_of(error, load.directory))
             return None
