@@ -18,15 +18,21 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from torchd_protos import inference_pb2, management_pb2, pool
+from torchd_protos import inference_pb2, management_pb2, pool, workflow_pb2
 from torchd_protos.frames import Call, FrameLimits, Load, Reply
 from torchd_protos.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
 from torchd_protos.management_pb2_grpc import add_ManagementAPIsServiceServicer_to_server
+from torchd_protos.workflow_pb2_grpc import (
+    add_WorkflowInferenceServiceServicer_to_server,
+    add_WorkflowManagementServiceServicer_to_server,
+)
 from torchd_server import errors
 from torchd_server.accelerators.cpu import ThreadBudget, usable_cores
 from torchd_server.accelerators.cuda import visible_gpus
 from torchd_server.accelerators.ledger import DeviceLedger
 from torchd_server.clock import SystemClock
+from torchd_server.dependencies import Dependencies
+from torchd_server.download import DownloadLimits, Downloads
 from torchd_server.inference import Inference
 from torchd_server.management import Management, RegisterModel
 from torchd_server.metrics import Metrics
@@ -44,7 +50,11 @@ from torchd_server.surfaces.rest.answers import refusal
 from torchd_server.surfaces.rest.http1 import Handle, HttpServer
 from torchd_server.surfaces.rest.http1_reader import HttpLimits
 from torchd_server.surfaces.rest.routes import inference_port, management_port, metrics_port
+from torchd_server.surfaces.workflows_grpc import WorkflowInferenceSurface, WorkflowManagementSurface
+from torchd_server.url_policy import UrlPolicy
 from torchd_server.worker import WorkerPlan
+from torchd_server.workflow_store import WorkflowStore
+from torchd_server.workflows import Workflows
 
 logger = logging.getLogger(__name__)
 # Time for answers already decided to reach their clients, when everything else has stopped.
@@ -53,6 +63,10 @@ LAST_ANSWERS_SECONDS = 1.0
 FRAME_SLACK_BYTES = 1024 * 1024
 # Of this process's descriptors each REST port may use one in so many: the rest is for gRPC, workers and files.
 CONNECTION_SHARE = 6
+
+
+# Redirects that a download follows where the posture follows any.
+REDIRECTS = 5
 
 
 class AddressInUse(RuntimeError):
@@ -65,7 +79,15 @@ class Core:
     def __init__(self, settings: ServerSettings, scratch: Path) -> None:
         self.metrics = Metrics()
         self.registry = ModelRegistry()
-        self.store = ModelStore(settings.model_store, scratch)
+        downloads = _downloads(settings)
+        self.store = ModelStore(
+            settings.model_store,
+            scratch,
+            downloads,
+            _dependencies(settings),
+            default_handler=settings.default_handler,
+            use_venv=settings.model_defaults.use_venv,
+        )
         gpus = visible_gpus(settings.environment)
         cores = usable_cores()
         machinery = Machinery(
@@ -96,6 +118,31 @@ class Core:
             settings.model_api,
             lambda: settings.workers_at_start or settings.posture.workers_at_start or len(gpus) or cores,
         )
+        self.workflows = Workflows(
+            WorkflowStore(settings.workflow_store or settings.model_store, scratch, downloads),
+            self.management,
+            self.registry,
+            self.inference,
+            machinery.clock,
+            settings.limits,
+            # TorchServe's model API control does not reach workflows (torchserve.md 10.2).
+            settings.model_api or settings.posture.name == "torchserve",
+        )
+
+
+def _downloads(settings: ServerSettings) -> Downloads:
+    trusting = settings.posture.private_urls
+    policy = UrlPolicy(settings.allowed_urls, private_hosts=trusting)
+    return Downloads(policy, DownloadLimits(redirects=REDIRECTS if trusting else 0))
+
+
+def _dependencies(settings: ServerSettings) -> Dependencies | None:
+    if not settings.install_dependencies:
+        return None
+    # TorchServe's archives name packages as they like; the secure posture takes only what it can verify.
+    is_strict = not settings.posture.private_urls
+    allowed = settings.posture.worker_environment
+    return Dependencies(settings.environment, allowed, only_hashed_wheels=is_strict)
 
 
 def _planner(settings: ServerSettings) -> Callable[[WorkerSpec, Load, ModelSettings], WorkerPlan]:
@@ -119,14 +166,23 @@ class Daemon:
             "inference": inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name,
             "management": management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name,
         }
-        self._health = HealthSurface(self._core.registry, names.values())
-        self._grpc_inference = self._grpc_server(names["inference"])
-        self._grpc_management = self._grpc_server(names["management"])
+        workflow_names = {
+            "inference": workflow_pb2.DESCRIPTOR.services_by_name["WorkflowInferenceService"].full_name,
+            "management": workflow_pb2.DESCRIPTOR.services_by_name["WorkflowManagementService"].full_name,
+        }
+        self._health = HealthSurface(self._core.registry, [*names.values(), *workflow_names.values()])
+        self._grpc_inference = self._grpc_server(names["inference"], workflow_names["inference"])
+        self._grpc_management = self._grpc_server(names["management"], workflow_names["management"])
         add_InferenceAPIsServiceServicer_to_server(InferenceSurface(self._core.inference), self._grpc_inference)
         add_ManagementAPIsServiceServicer_to_server(ManagementSurface(self._core.management), self._grpc_management)
+        workflows = self._core.workflows
+        add_WorkflowInferenceServiceServicer_to_server(WorkflowInferenceSurface(workflows), self._grpc_inference)
+        add_WorkflowManagementServiceServicer_to_server(WorkflowManagementSurface(workflows), self._grpc_management)
         self._rest = {
-            "inference": self._http_server(inference_port(self._core.inference)),
-            "management": self._http_server(management_port(self._core.management), settings.limits.management_bytes),
+            "inference": self._http_server(inference_port(self._core.inference, self._core.workflows)),
+            "management": self._http_server(
+                management_port(self._core.management, self._core.workflows), settings.limits.management_bytes
+            ),
         }
         if settings.listeners.metrics_enabled:
             self._rest["metrics"] = self._http_server(metrics_port(self._core.metrics))
@@ -181,13 +237,16 @@ class Daemon:
         self._health.drain()
         self._core.inference.drain()
         end = time.monotonic() + self._settings.limits.drain_grace
-        await _unless_hurried(self._core.management.drain(self._settings.limits.drain_grace), at_once)
+        # Workflows first: what they have begun still asks their models.
+        await _unless_hurried(self._core.workflows.drain(self._settings.limits.drain_grace), at_once)
+        await _unless_hurried(self._core.management.drain(max(0.0, end - time.monotonic())), at_once)
         await self._core.management.drain(0.0)
         await asyncio.gather(
             self._core.management.stop(),
             # Readers who are still at their answers have the rest of the grace.
             _unless_hurried(self._close(max(LAST_ANSWERS_SECONDS, end - time.monotonic())), at_once),
         )
+        await self._core.workflows.stop()
         await self._close(0.0)
         self._run_directory.leave()
 
@@ -198,7 +257,7 @@ class Daemon:
             *(rest.drain(grace_seconds) for rest in self._rest.values()),
         )
 
-    def _grpc_server(self, service: str) -> grpc.aio.Server:
+    def _grpc_server(self, *services: str) -> grpc.aio.Server:
         limits = self._settings.limits
         server = grpc.aio.server(
             options=[
@@ -211,7 +270,7 @@ class Daemon:
             ]
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = [service, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         if self._settings.posture.reflection:
             for module in (health_pb2, reflection_pb2):
                 pool.add(module.DESCRIPTOR)

@@ -43,6 +43,7 @@ class RegisterModel:
     startup_timeout: int | None = None
     synchronous: bool = True
     at_startup: bool = False
+    s3_sse_kms: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +98,46 @@ class Management:
         self._workers_at_start = workers_at_start
         self._changes: set[asyncio.Task[Any]] = set()
         self._leaving: set[ModelVersion] = set()
+        # Models that are nodes of a workflow come and go with it.
+        self._holders: dict[ModelVersion, str] = {}
         self._draining = False
 
     async def register(self, call: RegisterModel) -> ModelChange:
         """Registers a model through the API; a synchronous call that cannot get its workers leaves nothing behind."""
-        self._check_open()
+        self.check_open()
         if not self._api_enabled:
             raise errors.ModelApiDisabled
-        return await self._to_the_end(self._register(call))
+        return await self.to_the_end(self._register(call))
 
     async def register_at_start(self, entry: str) -> None:
         """Registers `name=file` or `file` of the command line; its workers load while the server starts."""
         name, _, url = entry.rpartition("=")
         await self._register(RegisterModel(url, name or None, synchronous=False, at_startup=True))
 
-    async def _register(self, call: RegisterModel) -> ModelChange:
-        unpacked = await self._store.fetch(call.url)
+    async def register_node(
+        self, workflow: str, call: RegisterModel, function: UnpackedModel | None = None
+    ) -> ModelChange:
+        """Registers a node of a workflow: the model of its archive, or a function of the workflow's own folder."""
+        return await self._register(call, function, workflow)
+
+    async def unregister_node(self, name: str, version: str) -> None:
+        """Removes a node with its workflow."""
+        model = self._registry.get(name, version)
+        self._registry.remove(model)
+        await self._end(model, self._limits.unload_grace)
+
+    def holder_of(self, model: ModelVersion) -> str | None:
+        """The workflow of which this model is a node."""
+        return self._holders.get(model)
+
+    async def _register(
+        self, call: RegisterModel, unpacked: UnpackedModel | None = None, holder: str | None = None
+    ) -> ModelChange:
+        if unpacked is None:
+            unpacked = await self._store.fetch(call.url, call.model_name or "", call.s3_sse_kms)
         try:
-            self._check_open()  # the server may have begun to stop while the archive was unpacked
-            model = self._add(call, unpacked)
+            self.check_open()  # the server may have begun to stop while the archive was unpacked
+            model = self._add(call, unpacked, holder)
         except BaseException:
             await self._store.drop(unpacked)
             raise
@@ -123,7 +145,7 @@ class Management:
         if not call.synchronous:
             return _change(model, done=not model.wanted_workers)
         failure = await model.settle()
-        self._check_open()
+        self.check_open()
         if not self._registry.holds(model):
             raise errors.ModelNotFound(model.name, self._registry.names())
         if failure is not None:
@@ -132,10 +154,11 @@ class Management:
             raise _not_loaded(model, failure)
         return _change(model)
 
-    def _add(self, call: RegisterModel, unpacked: UnpackedModel) -> ModelVersion:
+    def _add(self, call: RegisterModel, unpacked: UnpackedModel, holder: str | None) -> ModelVersion:
         if not call.model_name and not unpacked.model_name:
             raise errors.ArchiveInvalid(
-                f"archive '{call.url}' has no manifest that names its model; pack it with torch-model-archiver, "
+                f"Model name is not defined. Archive '{call.url}' has no manifest that names it: pack it with "
+                "torch-model-archiver, "
                 "or give model_name and handler"
             )
         try:
@@ -145,6 +168,7 @@ class Management:
         except SettingInvalid as error:
             raise _blamed(error, call, unpacked) from error
         self._registry.check_free(name, version)  # before anything of the new one exists
+        self._check_not_held(name)
         _warn_of_typos(name, unpacked)
         if not settings.handler and not unpacked.handler:
             raise errors.ArchiveInvalid(f"archive '{call.url}' names no handler; give one with the register call")
@@ -160,6 +184,8 @@ class Management:
             call.at_startup,
         )
         self._registry.add(model)
+        if holder is not None:
+            self._holders[model] = holder
         model.scale(settings.min_workers, settings.max_workers)
         return model
 
@@ -179,6 +205,12 @@ class Management:
         if workers is None:
             workers = self._workers_at_start() if call.at_startup else 0
         return replace(settings, min_workers=workers, max_workers=max(workers, settings.max_workers))
+
+    def _check_not_held(self, name: str) -> None:
+        """A node's name is its workflow's: another version beside it would outlive it."""
+        for model, workflow in self._holders.items():
+            if model.name == name:
+                raise errors.NodeInUse(name, workflow)
 
     def _check_room(self, name: str) -> None:
         names = self._registry.names()
@@ -203,7 +235,7 @@ class Management:
         self, name: str, version: str, min_workers: int | None, max_workers: int | None, synchronous: bool
     ) -> ModelChange:
         """Changes the number of workers; surplus ones finish what they run."""
-        self._check_open()
+        self.check_open()
         least = 1 if min_workers is None else min_workers
         most = max(least, 0) if max_workers is None else max_workers
         if least < 0 or most < 0:
@@ -232,7 +264,8 @@ class Management:
         """One page of the models by name; a limit outside 1 to 100 means 100."""
         size = limit if 0 < limit <= MOST_LISTED else MOST_LISTED
         first = max(0, token)
-        names = self._registry.names()
+        # Functions of workflows have no archive of their own and are not shown, as in TorchServe.
+        names = [name for name in self._registry.names() if self._registry.get(name).unpacked.source]
         page = tuple(
             ModelSummary(name, self._registry.get(name).unpacked.source) for name in names[first : first + size]
         )
@@ -247,12 +280,14 @@ class Management:
 
     async def unregister(self, name: str, version: str) -> ModelChange:
         """Removes a version: new requests find nothing at once, accepted ones are answered first."""
-        self._check_open()
+        self.check_open()
         if not self._api_enabled:
             raise errors.ModelApiDisabled
         model = self._registry.get(name, version)
+        if model in self._holders:
+            raise errors.NodeInUse(model.name, self._holders[model])
         self._registry.remove(model)
-        await self._to_the_end(self._end(model, self._limits.unload_grace))
+        await self.to_the_end(self._end(model, self._limits.unload_grace))
         logger.info("unregistered", extra={"model": model.name, "version": model.version})
         return ModelChange(model.name, model.version, 0, 0, True)
 
@@ -271,7 +306,7 @@ class Management:
         for change in self._changes:
             change.cancel()
 
-    async def _to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
+    async def to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
         """Runs a change to its end, also when the client who asked for it has gone: half a change helps nobody."""
         task = asyncio.get_running_loop().create_task(change)
         self._changes.add(task)
@@ -283,7 +318,8 @@ class Management:
                 raise errors.Draining from None
             raise
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises Draining once the server has begun to stop."""
         if self._draining:
             raise errors.Draining
 
@@ -295,6 +331,7 @@ class Management:
             await self._store.drop(model.unpacked)
         finally:
             self._leaving.discard(model)
+            self._holders.pop(model, None)
 
 
 def _not_loaded(model: ModelVersion, failure: errors.TorchdError) -> errors.LoadFailed:
@@ -310,6 +347,8 @@ def _blamed(error: SettingInvalid, call: RegisterModel, unpacked: UnpackedModel)
             return errors.ArchiveInvalid(
                 f"model-config.yaml of '{call.url}': {key}: {error.value!r} will not do; expected {error.expected}"
             )
+    if error.key == "runtime":
+        return errors.BadRequest(f"Invalid RuntimeType value: {error.value} (expected {error.expected})")
     return errors.BadRequest(str(error))
 
 

@@ -314,6 +314,8 @@ class Posture:
     # Workers a model gets at start when nothing names a number; None means one per GPU, else one per core.
     workers_at_start: int | None
     limits: Limits
+    # Whether an allowed URL may lead to an address of a private network, or on to another allowed URL.
+    private_urls: bool = False
 
 
 _WORKER_ENVIRONMENT = (
@@ -332,6 +334,7 @@ POSTURES = {
         None,
         None,
         Limits(request_bytes=6_553_500, response_bytes=6_553_500),
+        private_urls=True,
     ),
 }
 

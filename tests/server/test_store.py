@@ -11,7 +11,8 @@ import pytest
 
 from torchd_archiver.packing import PackRequest, pack
 from torchd_server import errors
-from torchd_server.store import CONFIG_ALIASES, CONFIG_BYTES, ModelStore, UnpackedModel
+from torchd_server.bounded_yaml import CONFIG_ALIASES, CONFIG_BYTES
+from torchd_server.store import ModelStore, UnpackedModel
 
 
 @pytest.fixture

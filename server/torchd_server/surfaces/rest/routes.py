@@ -29,7 +29,9 @@ from torchd_server.surfaces.rest.answers import (
 from torchd_server.surfaces.rest.bodies import BodyInvalid, BodyLimits, parts_of
 from torchd_server.surfaces.rest.http1 import Handle, HttpResponse
 from torchd_server.surfaces.rest.http1_reader import HttpRequest
+from torchd_server.surfaces.rest.workflow_routes import manage_workflows, predict_workflow
 from torchd_server.torchserve import words
+from torchd_server.workflows import Workflows
 
 PARAMETERS_AT_MOST = 100
 _GRPC_TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
@@ -45,8 +47,8 @@ def segments(path: str) -> list[str]:
     return [unquote(part) for part in parts]
 
 
-def inference_port(inference: Inference) -> Handle:
-    """`/ping` and `/predictions/...` with any method."""
+def inference_port(inference: Inference, workflows: Workflows | None = None) -> Handle:
+    """`/ping`, `/predictions/...` and `/wfpredict/...` with any method."""
     limits = BodyLimits()
 
     async def handle(request: HttpRequest) -> HttpResponse:
@@ -57,6 +59,11 @@ def inference_port(inference: Inference) -> Handle:
             case ["predictions", model, *rest] if request.method != "OPTIONS":
                 version, *extra = rest or [""]
                 return await _predict(inference, limits, request, model, version, "/".join(extra))
+            case [first, workflow, *_] if workflows is not None and first.lower() == "wfpredict":
+                request_id = str(uuid.uuid4())
+                return await predict_workflow(
+                    workflows, lambda: _call(request, limits, request_id, workflow, "", ""), request_id
+                )
             case ["predictions", *_]:
                 return refusal(405, NOT_ALLOWED)
             case _:
@@ -189,32 +196,34 @@ def _typed(field: Any, value: Any) -> Any:
 Action = Callable[[dict[str, Any]], Awaitable[HttpResponse]]
 
 
-def management_port(management: Management) -> Handle:
+def management_port(management: Management, workflows: Workflows | None = None) -> Handle:
     """The routes of protos/http.yaml."""
     routes = [_Route(rule) for rule in HTTP_RULES]
     actions = _actions(management)
 
     async def handle(request: HttpRequest) -> HttpResponse:
         path = segments(request.path)
+        if workflows is not None and path[:1] == ["workflows"]:
+            return await manage_workflows(workflows, request.method, path, lambda: _given(request, takes_body=True))
         matches = [(route, variables) for route in routes if (variables := route.match(path)) is not None]
         if not matches:
             return refusal(404, NOT_FOUND)
         for route, variables in matches:
             if route.method == request.method:
-                return await actions[route.rpc](route.parameters(variables, _given(request, route)))
+                return await actions[route.rpc](route.parameters(variables, _given(request, route.takes_body)))
         return refusal(405, NOT_ALLOWED)
 
     return answers_errors(handle)
 
 
-def _given(request: HttpRequest, route: _Route) -> dict[str, Any]:
+def _given(request: HttpRequest, takes_body: bool) -> dict[str, Any]:
     try:
         given: dict[str, Any] = dict(
             parse_qsl(request.query, keep_blank_values=True, max_num_fields=PARAMETERS_AT_MOST)
         )
     except ValueError as error:
         raise errors.BadRequest(f"the query has more than {PARAMETERS_AT_MOST} parameters") from error
-    if route.takes_body and (request.header("content-type") or "").startswith("application/json"):
+    if takes_body and (request.header("content-type") or "").startswith("application/json"):
         try:
             body = json.loads(request.body)
         except (ValueError, RecursionError) as error:
@@ -241,6 +250,7 @@ def _actions(management: Management) -> dict[str, Action]:
                 response_timeout=given.get("response_timeout"),
                 startup_timeout=given.get("startup_timeout"),
                 synchronous=given.get("synchronous", True),
+                s3_sse_kms=given.get("s3_sse_kms", False),
             )
         )
         return _said(200 if change.done else 202, words.registered(change))

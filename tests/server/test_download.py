@@ -1,0 +1,338 @@
+"""Downloads from a real server on this machine, good and bad (S01, S03, S04, S07, S08, S09)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from torchd_server import errors
+from torchd_server.download import DownloadLimits, Downloads, resolve
+from torchd_server.url_policy import UrlPolicy
+
+Page = Callable[[BaseHTTPRequestHandler], None]
+BODY = os.urandom(300_000)
+PRIVATE = UrlPolicy(["file://.*", "https?://.*"], private_hosts=True)
+
+
+@contextmanager
+def serving(**pages: Page) -> Iterator[tuple[str, list[BaseHTTPRequestHandler]]]:
+    """A web server: its address, and the requests it has seen."""
+    seen: list[BaseHTTPRequestHandler] = []
+
+    class Site(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self)
+            page = pages.get(self.path.strip("/").partition(".")[0])
+            try:
+                if page is None:
+                    self.send_error(404)
+                else:
+                    page(self)
+            except OSError:
+                pass  # the client has gone
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    server.daemon_threads = False
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def good(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.send_header("Content-Length", str(len(BODY)))
+    request.send_header("Content-Disposition", "attachment; filename=../evil.mar")
+    request.end_headers()
+    request.wfile.write(BODY)
+
+
+def to(location: str, status: int = 302) -> Page:
+    def page(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(status)
+        request.send_header("Location", location)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    return page
+
+
+def fetch(downloads: Downloads, url: str, folder: Path) -> Path:
+    return asyncio.run(downloads.fetch(url, folder))
+
+
+def test_a_file_comes_whole_under_the_name_in_its_url(tmp_path: Path) -> None:
+    with serving(good=good) as (site, _):
+        path = fetch(Downloads(PRIVATE), f"{site}/good.mar", tmp_path)
+    assert path == tmp_path / "good.mar"
+    assert path.read_bytes() == BODY
+    assert os.listdir(tmp_path) == ["good.mar"]
+
+
+def test_a_file_that_is_there_is_never_replaced(tmp_path: Path) -> None:
+    """TorchServe's 500 "Model file already exists"; asked before anything is fetched."""
+    (tmp_path / "good.mar").write_text("mine")
+    with serving(good=good) as (site, seen):
+        with pytest.raises(errors.ArchiveExists, match=r"Model file already exists good\.mar"):
+            fetch(Downloads(PRIVATE), f"{site}/good.mar", tmp_path)
+    assert seen == []
+    assert (tmp_path / "good.mar").read_text() == "mine"
+
+
+def test_loopback_is_not_connected_to_unless_it_is_named(tmp_path: Path) -> None:
+    """S01: not one connection."""
+    with serving(good=good) as (site, seen):
+        with pytest.raises(errors.UrlNotAllowed):
+            fetch(Downloads(UrlPolicy(["https?://.*"])), f"{site}/good.mar", tmp_path)
+        assert seen == []
+        fetch(Downloads(UrlPolicy([f"{site}/.*"])), f"{site}/good.mar", tmp_path)
+
+
+def test_a_name_is_resolved_once_and_its_checked_address_connected_to(tmp_path: Path) -> None:
+    """S04: a resolver that changes its mind finds nobody who asks again."""
+    asked = []
+    with serving(good=good) as (site, seen):
+        port = int(site.rpartition(":")[2])
+
+        def resolver(host: str, port: int) -> list[str]:
+            asked.append(host)
+            return ["127.0.0.1"] if len(asked) == 1 else ["169.254.169.254"]
+
+        fetch(Downloads(PRIVATE, resolver=resolver), f"http://models.example:{port}/good.mar", tmp_path)
+        assert [request.headers["Host"] for request in seen] == [f"models.example:{port}"]
+    assert asked == ["models.example"]
+
+
+@pytest.mark.parametrize("addresses", [["169.254.169.254"], ["93.184.216.34", "127.0.0.1"], ["::ffff:127.0.0.1"]])
+def test_a_public_name_for_a_private_address_is_refused(tmp_path: Path, addresses: list[str]) -> None:
+    """S04: also where only one of several addresses is private."""
+    with serving(good=good) as (site, seen):
+        port = site.rpartition(":")[2]
+        downloads = Downloads(UrlPolicy(["https?://.*"]), resolver=lambda host, port: addresses)
+        with pytest.raises(errors.UrlNotAllowed):
+            fetch(downloads, f"http://rebind.example:{port}/good.mar", tmp_path)
+        assert seen == []
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_off(tmp_path: Path, status: int) -> None:
+    """S03."""
+    with serving(good=good, hop=to("/good.mar", status)) as (site, seen):
+        with pytest.raises(errors.RedirectNotAllowed):
+            fetch(Downloads(PRIVATE), f"{site}/hop.mar", tmp_path)
+        assert len(seen) == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_redirects_are_on_each_hop_is_checked(tmp_path: Path) -> None:
+    """S03: to what is not listed, to a file, to a metadata service, around in a circle."""
+    limits = DownloadLimits(redirects=3)
+    pages = {
+        "hop": to("/good.mar"),
+        "file": to("file:///etc/passwd"),
+        "cloud": to("http://169.254.169.254/x.mar"),
+        "circle": to("/circle.mar"),
+        "nonsense": to("http://a b/"),
+        "good": good,
+    }
+    with serving(**pages) as (site, _):
+        assert fetch(Downloads(PRIVATE, limits), f"{site}/hop.mar", tmp_path).name == "hop.mar"
+        for page in ("file", "cloud", "circle", "nonsense"):
+            with pytest.raises(errors.UrlNotAllowed):
+                fetch(Downloads(PRIVATE, limits), f"{site}/{page}.mar", tmp_path)
+        with pytest.raises(errors.UrlNotAllowed):
+            fetch(Downloads(UrlPolicy([f"{site}/hop.*"]), limits), f"{site}/hop.tgz", tmp_path)
+    assert os.listdir(tmp_path) == ["hop.mar"]
+
+
+def announced(size: int) -> Page:
+    def page(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(size))
+        request.end_headers()
+        request.wfile.write(BODY)
+
+    return page
+
+
+def endless(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.end_headers()
+    while True:
+        request.wfile.write(BODY)
+
+
+def packed(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.send_header("Content-Encoding", "gzip")
+    request.end_headers()
+
+
+@pytest.mark.parametrize(
+    ("page", "error"),
+    [
+        (announced(10 << 30), errors.DownloadTooLarge),
+        (endless, errors.DownloadTooLarge),
+        (announced(len(BODY) + 1), errors.DownloadFailed),
+        (packed, errors.DownloadFailed),
+    ],
+)
+def test_what_is_too_large_or_cut_short_leaves_nothing(
+    tmp_path: Path, page: Page, error: type[errors.DownloadFailed]
+) -> None:
+    """S08, S07."""
+    with serving(x=page) as (site, _):
+        with pytest.raises(error, match=r"Failed to download archive from: .*x\.mar"):
+            fetch(Downloads(PRIVATE, DownloadLimits(bytes=1 << 20)), f"{site}/x.mar", tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("in_headers", [True, False])
+def test_a_trickle_ends_with_its_time_and_the_loop_stays_free(tmp_path: Path, in_headers: bool) -> None:
+    """S08: one byte now and then, in the headers or in the body."""
+    over = threading.Event()
+
+    def trickle(request: BaseHTTPRequestHandler) -> None:
+        if in_headers:
+            request.wfile.write(b"HTTP/1.1 200 OK\r\nX-")
+        else:
+            request.send_response(200)
+            request.end_headers()
+        while not over.wait(0.05):
+            request.wfile.write(b"x")
+
+    async def run() -> float:
+        lag = 0.0
+        task = asyncio.ensure_future(
+            Downloads(PRIVATE, DownloadLimits(total=1.0, idle=0.5)).fetch(f"{site}/x.mar", tmp_path)
+        )
+        while not task.done():
+            before = monotonic()
+            await asyncio.sleep(0.01)
+            lag = max(lag, monotonic() - before)
+        with pytest.raises(errors.DownloadTimeout):
+            await task
+        return lag
+
+    with serving(x=trickle) as (site, _):
+        started = monotonic()
+        lag = asyncio.run(run())
+        took = monotonic() - started
+        over.set()
+    assert took < 10.0
+    assert lag < 1.0, "the event loop waited for the download"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_server_that_says_nothing_and_one_that_is_not_there(tmp_path: Path) -> None:
+    over = threading.Event()
+    with serving(x=lambda request: over.wait(20) and None) as (site, _):
+        with pytest.raises(errors.DownloadTimeout):
+            fetch(Downloads(PRIVATE, DownloadLimits(idle=0.3)), f"{site}/x.mar", tmp_path)
+        over.set()
+        with pytest.raises(errors.DownloadFailed, match="404"):
+            fetch(Downloads(PRIVATE), f"{site}/none.mar", tmp_path)
+    with pytest.raises(errors.DownloadFailed, match="cannot be reached"):
+        fetch(Downloads(PRIVATE), f"{site}/x.mar", tmp_path)
+    with pytest.raises(errors.DownloadFailed, match="cannot be found"):
+        fetch(
+            Downloads(PRIVATE, resolver=lambda host, port: resolve("no.such.host.invalid", port)),
+            f"{site}/x.mar",
+            tmp_path,
+        )
+
+
+def test_a_download_nobody_waits_for_is_given_up(tmp_path: Path) -> None:
+    """It ends with its caller, long before its own time."""
+    over = threading.Event()
+    began = threading.Event()
+
+    def page(request: BaseHTTPRequestHandler) -> None:
+        began.set()
+        over.wait(60)
+
+    async def run() -> None:
+        task = asyncio.ensure_future(Downloads(PRIVATE).fetch(f"{site}/x.mar", tmp_path))
+        await asyncio.to_thread(began.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with serving(x=page) as (site, _):
+        started = monotonic()
+        asyncio.run(run())  # waits for its threads
+        assert monotonic() - started < 20.0
+        over.set()
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_secret_of_the_environment_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S09: proxies, .netrc and cloud credentials are nothing to a download."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    store = tmp_path / "store"
+    store.mkdir()
+    for name, value in {
+        "NETRC": str(tmp_path / "netrc"),
+        "AWS_ACCESS_KEY_ID": "AKIA",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "http_proxy": "http://127.0.0.1:9",
+        "all_proxy": "http://127.0.0.1:9",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with serving(good=good) as (site, seen):
+        fetch(Downloads(PRIVATE), f"{site}/good.mar", store)
+    assert set(seen[0].headers) == {"Host", "Accept-Encoding", "User-Agent", "Connection"}
+
+
+def test_a_file_url_copies_a_regular_file_and_nothing_else(tmp_path: Path) -> None:
+    """S06 for files beyond the store: no link, no fifo, no folder."""
+    store, outside = tmp_path / "store", tmp_path / "outside"
+    store.mkdir()
+    outside.mkdir()
+    (outside / "x.mar").write_bytes(BODY)
+    (outside / "link.mar").symlink_to(outside / "x.mar")
+    (outside / "folder.mar").mkdir()
+    os.mkfifo(outside / "fifo.mar")
+    downloads = Downloads(PRIVATE)
+    assert fetch(downloads, f"file://{outside}/x.mar", store).read_bytes() == BODY
+    for name in ("link", "folder", "fifo", "missing"):
+        with pytest.raises(errors.DownloadFailed):
+            fetch(downloads, f"file://{outside}/{name}.mar", store)
+    with pytest.raises(errors.UrlNotAllowed):
+        fetch(Downloads(UrlPolicy(["https?://.*"])), f"file://{outside}/x.mar", store)
+    assert os.listdir(store) == ["x.mar"]
+
+
+def test_buckets_go_through_fsspec_which_is_an_extra(tmp_path: Path) -> None:
+    """A driver that is not installed is named with the way to get it; none is reached unless its URL is listed."""
+    with pytest.raises(errors.UrlNotAllowed):
+        fetch(Downloads(PRIVATE), "s3://bucket/x.mar", tmp_path)
+    pytest.importorskip("fsspec")
+    if _has("s3fs"):
+        pytest.skip("s3fs is installed here: it would ask for the bucket")
+    with pytest.raises(errors.DownloadFailed, match=r"torchd\[remote\]"):
+        fetch(Downloads(UrlPolicy(["s3://bucket/.*"])), "s3://bucket/x.mar", tmp_path)
+
+
+def _has(module: str) -> bool:
+    try:
+        __import__(module)
+    except ImportError:
+        return False
+    return True
