@@ -145,6 +145,24 @@ def _model_store(settings: ServerSettings, key: str, value: str) -> ServerSettin
     return replace(settings, model_store=Path(value))
 
 
+def _workflow_store(settings: ServerSettings, key: str, value: str) -> ServerSettings:
+    return replace(settings, workflow_store=Path(value))
+
+
+def _default_handler(settings: ServerSettings, key: str, value: str) -> ServerSettings:
+    return replace(settings, default_handler=value)
+
+
+def _allowed_urls(settings: ServerSettings, key: str, value: str) -> ServerSettings:
+    patterns = tuple(pattern.strip() for pattern in value.split(",") if pattern.strip())
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise SettingInvalid(key, pattern, f"regular expressions; this is none: {error}") from error
+    return replace(settings, allowed_urls=patterns)
+
+
 def _load_models(settings: ServerSettings, key: str, value: str) -> ServerSettings:
     return replace(settings, models=tuple(entry.strip() for entry in value.split(",") if entry.strip()))
 
@@ -193,6 +211,10 @@ KEYS: dict[str, Apply] = {
     "limit_max_image_pixels": _switch("limit_image_pixels"),
     "enable_model_api": _switch("model_api"),
     "enable_metrics_api": _metrics_enabled,
+    "install_py_dep_per_model": _switch("install_dependencies"),
+    "workflow_store": _workflow_store,
+    "default_service_handler": _default_handler,
+    "allowed_urls": _allowed_urls,
     "disable_token_authorization": _nothing,  # there are no tokens yet: nothing to switch off
 }
 _WITHOUT_MEANING = {
@@ -206,14 +228,13 @@ _WITHOUT_MEANING = {
     "initial_worker_port": "workers use no ports",
 }
 _NOT_YET = frozenset(
-    """allowed_urls blacklist_env_vars certificate_file cors_allowed_headers cors_allowed_methods cors_allowed_origin
-    cpp_log_config cpu_launcher_args cpu_launcher_enable debug default_service_handler disable_system_metrics
+    """blacklist_env_vars certificate_file cors_allowed_headers cors_allowed_methods cors_allowed_origin
+    cpp_log_config cpu_launcher_args cpu_launcher_enable debug disable_system_metrics
     enable_envvars_config enable_grpc_ssl grpc_inference_max_connection_age_grace_ms
     grpc_inference_max_connection_age_ms grpc_management_max_connection_age_grace_ms
-    grpc_management_max_connection_age_ms initial_distribution_port install_py_dep_per_model ipex_enable
+    grpc_management_max_connection_age_ms initial_distribution_port ipex_enable
     ipex_gpu_enable keystore keystore_pass keystore_type metric_time_interval metrics_config metrics_mode
     model_metrics_auto_detect model_server_home model_snapshot models number_of_gpu plugins_path private_key_file
     service_envelope system_metrics_cmd token_expiration_min ts_header_key_sequence_end ts_header_key_sequence_id
-    ts_header_key_sequence_start ts_open_inference_protocol unregister_model_timeout use_env_allowed_urls
-    workflow_store""".split()  # noqa: SIM905 - forty strings in quotes would be harder to read
+    ts_header_key_sequence_start ts_open_inference_protocol unregister_model_timeout use_env_allowed_urls""".split()  # noqa: SIM905 - forty strings in quotes would be harder to read
 )
