@@ -76,10 +76,14 @@ class Downloads:
         remote = self._policy.check(url)
         target = folder / remote.file_name
         transfer = _Transfer(self._policy, self._limits, self._resolve, self._now, s3_sse_kms)
+        running = asyncio.ensure_future(asyncio.to_thread(transfer.run, remote, target))
         try:
-            await asyncio.to_thread(transfer.run, remote, target)
+            await asyncio.shield(running)
         except asyncio.CancelledError:
             transfer.abort()
+            await asyncio.wait([running])  # its thread cannot be cancelled, and may have come to its end
+            if running.exception() is None:
+                target.unlink(missing_ok=True)
             raise
         except errors.DownloadFailed as error:
             logger.warning("%s", error)
@@ -106,7 +110,10 @@ class _Transfer:
         """Copies the file under a name of our own, then gives it the target's name unless somebody has it."""
         if os.path.lexists(target):  # known before anything is fetched
             raise errors.ArchiveExists(target.name)
-        descriptor, name = tempfile.mkstemp(prefix=PART_PREFIX, dir=target.parent)
+        try:
+            descriptor, name = tempfile.mkstemp(prefix=PART_PREFIX, dir=target.parent)
+        except OSError as error:
+            raise errors.DownloadFailed(remote.url, f"the store cannot be written: {error.strerror}") from error
         part = Path(name)
         try:
             with open(descriptor, "wb") as file:
@@ -115,10 +122,8 @@ class _Transfer:
                 os.fsync(file.fileno())
             if self._is_given_up:
                 raise errors.DownloadFailed(remote.url, "it was given up")
-            try:
-                os.link(part, target)  # unlike a rename it never takes another file's place
-            except FileExistsError as error:
-                raise errors.ArchiveExists(target.name) from error
+            _reserve(target)
+            part.replace(target)
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, TimeoutError):
                 raise errors.DownloadTimeout(remote.url, "the other side was too slow") from error
@@ -220,6 +225,14 @@ class _Transfer:
         if self._is_given_up:
             self.abort()
         return raw
+
+
+def _reserve(target: Path) -> None:
+    """Takes the name for us, so that the rename that follows never takes another file's place."""
+    try:
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError as error:
+        raise errors.ArchiveExists(target.name) from error
 
 
 def _connection(remote: Remote, raw: socket.socket, patience: Callable[[], float]) -> http.client.HTTPConnection:

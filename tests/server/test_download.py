@@ -282,6 +282,26 @@ def test_a_download_nobody_waits_for_is_given_up(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_of_two_downloads_of_one_name_one_wins(tmp_path: Path) -> None:
+    async def run() -> list[object]:
+        downloads = Downloads(PRIVATE)
+        both = (downloads.fetch(f"{site}/good.mar", tmp_path) for _ in range(2))
+        return [type(found) for found in await asyncio.gather(*both, return_exceptions=True)]
+
+    with serving(good=good) as (site, _):
+        found = asyncio.run(run())
+    assert found.count(errors.ArchiveExists) == 1
+    assert (tmp_path / "good.mar").read_bytes() == BODY
+    assert os.listdir(tmp_path) == ["good.mar"]
+
+
+def test_a_store_that_is_not_there_is_a_refusal(tmp_path: Path) -> None:
+    with serving(good=good) as (site, seen):
+        with pytest.raises(errors.DownloadFailed, match="store cannot be written"):
+            fetch(Downloads(PRIVATE), f"{site}/good.mar", tmp_path / "gone")
+        assert seen == []
+
+
 def test_no_secret_of_the_environment_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """S09: proxies, .netrc and cloud credentials are nothing to a download."""
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
