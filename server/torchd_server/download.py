@@ -305,5 +305,9 @@ def _bucket(remote: Remote, s3_sse_kms: bool) -> Iterator[tuple[Callable[[int], 
     try:
         with fsspec.open(remote.url, "rb", **options) as file:
             yield file.read, None
+    except errors.TorchdError:  # from whoever reads
+        raise
     except ImportError as error:  # fsspec itself is there, the driver of this scheme is not
         raise errors.DownloadFailed(remote.url, f"{error}: pip install torchd[remote]") from error
+    except Exception as error:  # a door to foreign code: each driver raises classes of its own
+        raise errors.DownloadFailed(remote.url, f"{type(error).__name__}: {error}") from error

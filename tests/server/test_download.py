@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 
@@ -23,7 +26,7 @@ PRIVATE = UrlPolicy(["file://.*", "https?://.*"], private_hosts=True)
 
 
 @contextmanager
-def serving(**pages: Page) -> Iterator[tuple[str, list[BaseHTTPRequestHandler]]]:
+def serving(*, tls: Path | None = None, **pages: Page) -> Iterator[tuple[str, list[BaseHTTPRequestHandler]]]:
     """A web server: its address, and the requests it has seen."""
     seen: list[BaseHTTPRequestHandler] = []
 
@@ -44,6 +47,10 @@ def serving(**pages: Page) -> Iterator[tuple[str, list[BaseHTTPRequestHandler]]]
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
     server.daemon_threads = False
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
@@ -339,20 +346,82 @@ def test_a_file_url_copies_a_regular_file_and_nothing_else(tmp_path: Path) -> No
     assert os.listdir(store) == ["x.mar"]
 
 
-def test_buckets_go_through_fsspec_which_is_an_extra(tmp_path: Path) -> None:
-    """A driver that is not installed is named with the way to get it; none is reached unless its URL is listed."""
+def test_a_bucket_needs_a_pattern_of_its_own_and_its_driver(tmp_path: Path) -> None:
+    """TorchServe's default patterns list none; a driver that is not installed is named with the way to get it."""
     with pytest.raises(errors.UrlNotAllowed):
         fetch(Downloads(PRIVATE), "s3://bucket/x.mar", tmp_path)
-    pytest.importorskip("fsspec")
-    if _has("s3fs"):
-        pytest.skip("s3fs is installed here: it would ask for the bucket")
-    with pytest.raises(errors.DownloadFailed, match=r"torchd\[remote\]"):
-        fetch(Downloads(UrlPolicy(["s3://bucket/.*"])), "s3://bucket/x.mar", tmp_path)
+    if find_spec("gcsfs") is None:
+        with pytest.raises(errors.DownloadFailed, match=r"torchd\[remote\]"):
+            fetch(Downloads(UrlPolicy(["gs://bucket/.*"])), "gs://bucket/x.mar", tmp_path)
 
 
-def _has(module: str) -> bool:
-    try:
-        __import__(module)
-    except ImportError:
-        return False
-    return True
+def test_a_bucket_is_read_through_fsspec_within_the_same_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = pytest.importorskip("fsspec.implementations.memory")
+    registry = pytest.importorskip("fsspec.registry")
+    given: list[dict[str, object]] = []
+
+    class Bucket(memory.MemoryFileSystem):  # type: ignore[misc, name-defined]
+        """A driver of s3:// over memory."""
+
+        protocol = "s3"
+        cachable = False
+
+        def __init__(self, **options: object) -> None:
+            given.append(options)
+            super().__init__()
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return "/" + path.removeprefix("s3://").lstrip("/")
+
+        def _open(self, path: str, **options: object) -> object:
+            if path.endswith("secret.mar"):
+                raise RuntimeError("NoCredentials")
+            return super()._open(path, **options)
+
+    monkeypatch.setitem(registry._registry, "s3", Bucket)
+    Bucket().pipe("/bucket/x.mar", BODY)
+    policy = UrlPolicy(["s3://bucket/.*"])
+    path = asyncio.run(Downloads(policy).fetch("s3://bucket/x.mar", tmp_path, s3_sse_kms=True))
+    assert path.read_bytes() == BODY
+    assert given[-1]["s3_additional_kwargs"] == {"ServerSideEncryption": "aws:kms"}
+    path.unlink()
+    with pytest.raises(errors.DownloadTooLarge):
+        fetch(Downloads(policy, DownloadLimits(bytes=1000)), "s3://bucket/x.mar", tmp_path)
+    for name in ("none", "secret"):
+        with pytest.raises(errors.DownloadFailed):
+            fetch(Downloads(policy), f"s3://bucket/{name}.mar", tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def certificate(folder: Path, name: str) -> Path:
+    """A key and a certificate for one host name, in one file."""
+    file = folder / "site.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    command += ["-addext", f"subjectAltName=DNS:{name}", "-keyout", str(file), "-out", str(folder / "cert.pem")]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    file.write_text(file.read_text() + (folder / "cert.pem").read_text())
+    return file
+
+
+@pytest.mark.needs("openssl")
+def test_https_checks_the_name_whatever_address_was_pinned_and_never_goes_back_to_http(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S03, S04."""
+    store = tmp_path / "store"
+    store.mkdir()
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate(tmp_path, "models.example")))
+    limits = DownloadLimits(redirects=3)
+    downloads = Downloads(PRIVATE, limits, resolver=lambda host, port: ["127.0.0.1"])
+    pages = {"good": good, "down": to("http://models.example/good.mar")}
+    with serving(**pages, tls=tmp_path / "site.pem") as (site, _):
+        port = site.rpartition(":")[2]
+        assert fetch(downloads, f"https://models.example:{port}/good.mar", store).read_bytes() == BODY
+        with pytest.raises(errors.RedirectNotAllowed, match="redirects to http"):
+            fetch(downloads, f"https://models.example:{port}/down.mar", store)
+        with pytest.raises(errors.DownloadFailed, match="ertificate"):
+            fetch(downloads, f"https://other.example:{port}/x.mar", store)
+    assert os.listdir(store) == ["good.mar"]

@@ -23,32 +23,50 @@ async def predict_workflow(workflows: Workflows, make_call: Callable[[], Call], 
     return answer(200, bytes(reply.body), (JSON,), request_id)
 
 
+async def register_workflow(workflows: Workflows, given: Mapping[str, Any]) -> HttpResponse:
+    """`POST /workflows`."""
+    name = await workflows.register(
+        RegisterWorkflow(
+            url=str(given.get("url") or ""),
+            workflow_name=str(given["workflow_name"]) if given.get("workflow_name") else None,
+            response_timeout=_number(given, "response_timeout", None),
+            startup_timeout=_number(given, "startup_timeout", None),
+            s3_sse_kms=str(given.get("s3_sse_kms", "")).lower() == "true",
+        )
+    )
+    return document(200, {"status": words.registered(name)})
+
+
+def list_workflows(workflows: Workflows, given: Mapping[str, Any]) -> HttpResponse:
+    """`GET /workflows`."""
+    page = workflows.list(_number(given, "limit", 100), _number(given, "next_page_token", 0))
+    return document(200, words.page(page))
+
+
+def describe_workflow(workflows: Workflows, name: str) -> HttpResponse:
+    """`GET /workflows/{workflow}`."""
+    return document(200, [words.description(workflows.describe(name))])
+
+
+async def unregister_workflow(workflows: Workflows, name: str) -> HttpResponse:
+    """`DELETE /workflows/{workflow}`."""
+    await workflows.unregister(name)
+    return document(200, {"status": words.unregistered(name)})
+
+
 async def manage_workflows(
     workflows: Workflows, method: str, path: list[str], parameters: Callable[[], Mapping[str, Any]]
 ) -> HttpResponse:
-    """`/workflows` and `/workflows/{workflow}`; `parameters` reads the query and a JSON body."""
+    """The four of them by method and path; `parameters` reads the query and a JSON body."""
     match method, path:
         case "GET", ["workflows"]:
-            given = parameters()
-            page = workflows.list(_number(given, "limit", 100), _number(given, "next_page_token", 0))
-            return document(200, words.page(page))
+            return list_workflows(workflows, parameters())
         case "POST", ["workflows"]:
-            given = parameters()
-            name = await workflows.register(
-                RegisterWorkflow(
-                    url=str(given.get("url") or ""),
-                    workflow_name=str(given["workflow_name"]) if given.get("workflow_name") else None,
-                    response_timeout=_number(given, "response_timeout", None),
-                    startup_timeout=_number(given, "startup_timeout", None),
-                    s3_sse_kms=str(given.get("s3_sse_kms", "")).lower() == "true",
-                )
-            )
-            return document(200, {"status": words.registered(name)})
+            return await register_workflow(workflows, parameters())
         case "GET", ["workflows", name]:
-            return document(200, [words.description(workflows.describe(name))])
+            return describe_workflow(workflows, name)
         case "DELETE", ["workflows", name]:
-            await workflows.unregister(name)
-            return document(200, {"status": words.unregistered(name)})
+            return await unregister_workflow(workflows, name)
         case _, ["workflows"] | ["workflows", _]:
             return refusal(405, NOT_ALLOWED)
         case _:
