@@ -27,14 +27,15 @@ DEFAULT_HANDLERS = (
 LSP_HANDLERS = ("BaseHandler", "TorchScriptHandler")
 RUNTIMES = ("python", "python3", "LSP")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _NAME_RULE = "a letter or digit, then up to 127 of letters, digits, '.', '_' and '-'"
 _MAX_DEPTH = 32
 # A string, closed or running to the end, is one token: the scan stays linear whatever the document holds.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 
 # Written by torch-model-archiver before 0.2 in place of archiverVersion, and by its ancestor.
-_OLD_KEYS = frozenset({"modelServerVersion", "implementationVersion", "specificationVersion"})
+OLD_KEYS = frozenset({"modelServerVersion", "implementationVersion", "specificationVersion"})
+"""What old archives have in their manifest in place of archiverVersion."""
 _KEYS = frozenset({"createdOn", "runtime", "model", "archiverVersion", "description", "license", "engine", "publisher"})
 _MODEL_KEYS = {
     "modelName": "model_name",
@@ -69,10 +70,12 @@ class Manifest:
 
     def __post_init__(self) -> None:
         for key, value in (("model name", self.model_name), ("model version", self.model_version)):
-            if value is not None and not _NAME.fullmatch(value):
+            if value is not None and not NAME.fullmatch(value):
                 raise _invalid(f"{key} {shown(value)} does not fit; it may have {_NAME_RULE}")
         if self.runtime is not None and self.runtime not in RUNTIMES:
-            raise _invalid(f"runtime {shown(self.runtime)} is unknown; it may be {', '.join(RUNTIMES)}")
+            raise _invalid(
+                f"Runtime is not defined or invalid. It is {shown(self.runtime)}; it may be {', '.join(RUNTIMES)}"
+            )
         if self.handler is not None:
             _check_handler(self.handler)
         for key, value in (
@@ -88,7 +91,7 @@ class Manifest:
     def from_json(cls, document: bytes, limits: ArchiveLimits | None = None) -> "Manifest":
         """Reads a MANIFEST.json; raises ArchiveInvalid for whatever is not one."""
         limits = limits or ArchiveLimits()
-        raw = _parse(document, limits.manifest_bytes)
+        raw = parse_document(document, limits.manifest_bytes)
         if not isinstance(raw, dict):
             raise _invalid("is not a JSON object; it has to start with '{'")
         model = raw.get("model")
@@ -96,7 +99,7 @@ class Manifest:
             model = {}
         if not isinstance(model, dict):
             raise _invalid(f"key 'model' is {_type_name(model)}; it has to be an object")
-        if limits.strict_manifest and not _OLD_KEYS & raw.keys():
+        if limits.strict_manifest and not OLD_KEYS & raw.keys():
             _check_keys(raw, model)
         strings = {name: _string(model, key, "model.") for key, name in _MODEL_KEYS.items() if name != "extra_files"}
         extra_files = model.get("extensions")
@@ -165,7 +168,8 @@ def _check_inner_path(key: str, value: str) -> None:
         raise _invalid(f"{key} {shown(value)} is no path inside the archive: {error.reason}") from None
 
 
-def _parse(document: bytes, limit: int) -> Any:
+def parse_document(document: bytes, limit: int) -> Any:
+    """A small JSON document of a stranger: bounded, without doubled keys; raises ArchiveInvalid."""
     if len(document) > limit:
         raise _invalid(f"has {len(document)} bytes; the limit is {limit}")
     try:

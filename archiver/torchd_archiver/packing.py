@@ -80,10 +80,10 @@ def pack(request: PackRequest, on_bytes: Callable[[int, int], None] | None = Non
     request.export_path.mkdir(parents=True, exist_ok=True)
     total = sum(source.stat().st_size for source in files.values())
     heard = None if on_bytes is None else lambda count: on_bytes(count, total)
-    with _replacing(target) as unfinished:
+    with replacing(target) as unfinished:
         sink = make_sink(unfinished, request.model_name)
         for name, source in files.items():
-            with _open_source(source, request.follow_links) as file:
+            with open_source(source, request.follow_links) as file:
                 sink.add(name, os.fstat(file.fileno()).st_size, _Counted(file, heard))
         document = manifest.to_json().encode()
         sink.add(MANIFEST_PATH, len(document), io.BytesIO(document))
@@ -117,7 +117,7 @@ def plan(request: PackRequest) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for source in (*named, _handler_file(request)):
         if source is not None:
-            if stat.S_ISDIR(_status(source, request.follow_links).st_mode):
+            if stat.S_ISDIR(status_of(source, request.follow_links).st_mode):
                 raise PackFailed(f"'{source}' is a folder; give a file here, and folders as --extra-files")
             _claim(files, source.name, source)
     for given in request.extra_files:
@@ -127,7 +127,7 @@ def plan(request: PackRequest) -> dict[str, Path]:
     files.pop(MANIFEST_PATH, None)
     inventory = Inventory(ArchiveLimits())
     for name in sorted(files):
-        size = _status(files[name], request.follow_links).st_size
+        size = status_of(files[name], request.follow_links).st_size
         inventory.add(Entry(name, False, size, size))
     return {name: files[name] for name in sorted(files)}
 
@@ -157,7 +157,7 @@ def _extra(given: str, follow_links: bool) -> Iterator[tuple[str, Path]]:
         logger.warning("extra files '%s' match no file", given)
     for match in matches:
         source = Path(match)
-        if stat.S_ISDIR(_status(source, follow_links).st_mode):
+        if stat.S_ISDIR(status_of(source, follow_links).st_mode):
             yield from _content_of(source, "", follow_links)
         else:
             yield source.name, source
@@ -165,7 +165,7 @@ def _extra(given: str, follow_links: bool) -> Iterator[tuple[str, Path]]:
 
 def _content_of(folder: Path, inner: str, follow_links: bool) -> Iterator[tuple[str, Path]]:
     for child in sorted(folder.iterdir()):
-        if not stat.S_ISDIR(_status(child, follow_links).st_mode):
+        if not stat.S_ISDIR(status_of(child, follow_links).st_mode):
             yield f"{inner}{child.name}", child
         elif child.is_symlink():
             raise PackFailed(f"'{child}' is a link to a folder; give the folder '{child.resolve()}' itself")
@@ -173,7 +173,7 @@ def _content_of(folder: Path, inner: str, follow_links: bool) -> Iterator[tuple[
             yield from _content_of(child, f"{inner}{child.name}/", follow_links)
 
 
-def _status(source: Path, follow_links: bool) -> os.stat_result:
+def status_of(source: Path, follow_links: bool) -> os.stat_result:
     """The status of a file or folder that may be packed; raises PackFailed for any other."""
     try:
         status = source.stat(follow_symlinks=follow_links)
@@ -189,7 +189,8 @@ def _status(source: Path, follow_links: bool) -> os.stat_result:
     return status
 
 
-def _open_source(source: Path, follow_links: bool) -> BinaryIO:
+def open_source(source: Path, follow_links: bool) -> BinaryIO:
+    """Opens a regular file to be packed."""
     # Between plan and here the file may have become a link or a fifo: neither is followed or waited for.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
     file = open(os.open(source, flags), "rb")  # noqa: SIM115  (closed by the caller)
@@ -200,7 +201,7 @@ def _open_source(source: Path, follow_links: bool) -> BinaryIO:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path) -> Iterator[Path]:
     """A path in a private folder beside the target, renamed onto it if nothing fails."""
     staging = Path(tempfile.mkdtemp(prefix=".packing-", dir=target.parent))
     try:
@@ -227,12 +228,15 @@ class _Counted:
         return piece
 
 
-class _ZipSink:
+class ZipSink:
+    """Writes files into a zip whose bytes depend on nothing but them."""
+
     def __init__(self, path: Path, method: int) -> None:
         self._zip = zipfile.ZipFile(path, "x", method)
         self._method = method
 
     def add(self, name: str, size: int, content: _Source) -> None:
+        """One more file."""
         info = zipfile.ZipInfo(name, _EPOCH)
         info.compress_type = self._method
         info.external_attr = (stat.S_IFREG | 0o644) << 16
@@ -241,6 +245,7 @@ class _ZipSink:
             shutil.copyfileobj(content, member, _CHUNK)
 
     def close(self) -> None:
+        """Writes the index."""
         self._zip.close()
 
 
@@ -278,8 +283,8 @@ class _FolderSink:
 
 
 FORMATS: dict[str, tuple[str, Callable[[Path, str], _Sink]]] = {
-    "default": (".mar", lambda path, model_name: _ZipSink(path, zipfile.ZIP_DEFLATED)),
-    "zip-store": (".mar", lambda path, model_name: _ZipSink(path, zipfile.ZIP_STORED)),
+    "default": (".mar", lambda path, model_name: ZipSink(path, zipfile.ZIP_DEFLATED)),
+    "zip-store": (".mar", lambda path, model_name: ZipSink(path, zipfile.ZIP_STORED)),
     "tgz": (".tar.gz", _TarSink),
     "no-archive": ("", lambda path, model_name: _FolderSink(path)),
 }

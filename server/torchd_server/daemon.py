@@ -18,16 +18,22 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from torchd_protos import inference_pb2, management_pb2, pool
+from torchd_protos import inference_pb2, management_pb2, pool, workflow_pb2
 from torchd_protos.frames import Call, FrameLimits, Load, Reply
 from torchd_protos.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
 from torchd_protos.management_pb2_grpc import add_ManagementAPIsServiceServicer_to_server
+from torchd_protos.workflow_pb2_grpc import (
+    add_WorkflowInferenceServiceServicer_to_server,
+    add_WorkflowManagementServiceServicer_to_server,
+)
 from torchd_server import errors, logs, plugins, service_manager
 from torchd_server.accelerators.cpu import ThreadBudget, usable_cores
 from torchd_server.accelerators.cuda import visible_gpus
 from torchd_server.accelerators.ledger import DeviceLedger
 from torchd_server.accelerators.memory import available_bytes
 from torchd_server.clock import SystemClock
+from torchd_server.dependencies import Dependencies
+from torchd_server.download import DownloadLimits, Downloads
 from torchd_server.inference import Inference
 from torchd_server.management import Management, RegisterModel, Rules
 from torchd_server.metrics import Metrics
@@ -52,6 +58,7 @@ from torchd_server.surfaces.rest.http1 import Handle, HttpServer
 from torchd_server.surfaces.rest.http1_reader import HttpLimits
 from torchd_server.surfaces.rest.router import Endpoint
 from torchd_server.surfaces.rest.routes import inference_endpoints, management_port_endpoints, metrics_endpoints, port
+from torchd_server.surfaces.workflows_grpc import WorkflowInferenceSurface, WorkflowManagementSurface
 from torchd_server.torchserve import metrics_config
 from torchd_server.torchserve.access_log import AccessLog
 from torchd_server.torchserve.metrics_log import MetricsLog
@@ -59,7 +66,10 @@ from torchd_server.torchserve.model_config import lenient
 from torchd_server.torchserve.recorder import Recorder
 from torchd_server.torchserve.snapshot_keeper import SnapshotKeeper, restore
 from torchd_server.torchserve.system_metrics import SystemMetrics, gpu_tool
+from torchd_server.url_policy import UrlPolicy
 from torchd_server.worker import WorkerPlan
+from torchd_server.workflow_store import WorkflowStore
+from torchd_server.workflows import Workflows
 
 logger = logging.getLogger(__name__)
 # Time for answers already decided to reach their clients, when everything else has stopped.
@@ -68,6 +78,10 @@ LAST_ANSWERS_SECONDS = 1.0
 FRAME_SLACK_BYTES = 1024 * 1024
 # Of this process's descriptors each REST port may use one in so many: the rest is for gRPC, workers and files.
 CONNECTION_SHARE = 6
+
+
+# Redirects that a download follows where the posture follows any.
+REDIRECTS = 5
 
 
 class Core:
@@ -81,7 +95,15 @@ class Core:
         own = settings.posture.own_metrics or measured.mode != "log"
         self.metrics = Metrics(self.recorder, own, logs.dropped)
         self.registry = ModelRegistry()
-        self.store = ModelStore(settings.model_store, scratch)
+        downloads = _downloads(settings)
+        self.store = ModelStore(
+            settings.model_store,
+            scratch,
+            downloads,
+            _dependencies(settings),
+            default_handler=settings.default_handler,
+            use_venv=settings.model_defaults.use_venv,
+        )
         gpus = visible_gpus(settings.environment)[: settings.gpus]
         cores = usable_cores()
         machinery = Machinery(
@@ -124,6 +146,31 @@ class Core:
                 available_memory=None if settings.workers_at_start else available_bytes,
             ),
         )
+        self.workflows = Workflows(
+            WorkflowStore(settings.workflow_store or settings.model_store, scratch, downloads),
+            self.management,
+            self.registry,
+            self.inference,
+            machinery.clock,
+            settings.limits,
+            # TorchServe's model API control does not reach workflows (torchserve.md 10.2).
+            settings.model_api or settings.posture.name == "torchserve",
+        )
+
+
+def _downloads(settings: ServerSettings) -> Downloads:
+    trusting = settings.posture.private_urls
+    policy = UrlPolicy(settings.allowed_urls, private_hosts=trusting)
+    return Downloads(policy, DownloadLimits(redirects=REDIRECTS if trusting else 0))
+
+
+def _dependencies(settings: ServerSettings) -> Dependencies | None:
+    if not settings.install_dependencies:
+        return None
+    # TorchServe's archives name packages as they like; the secure posture takes only what it can verify.
+    is_strict = not settings.posture.private_urls
+    allowed = settings.posture.worker_environment
+    return Dependencies(settings.environment, allowed, only_hashed_wheels=is_strict)
 
 
 def _metrics_config(settings: TorchServeMetrics) -> metrics_config.MetricsConfig:
@@ -160,7 +207,11 @@ class Daemon:
         self._edge = Edge(settings, run_directory, self._core.metrics, guard)
         inference = [inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name]
         inference += open_inference_grpc.NAMES if settings.open_inference else ()
-        management = [management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name]
+        inference.append(workflow_pb2.DESCRIPTOR.services_by_name["WorkflowInferenceService"].full_name)
+        management = [
+            management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name,
+            workflow_pb2.DESCRIPTOR.services_by_name["WorkflowManagementService"].full_name,
+        ]
         self._health = HealthSurface(self._core.registry, [*inference, *management])
         self._grpc_inference = self._grpc_server("grpc_inference", inference, Access.INFERENCE)
         self._grpc_management = self._grpc_server("grpc_management", management, Access.MANAGEMENT)
@@ -168,6 +219,9 @@ class Daemon:
         add_ManagementAPIsServiceServicer_to_server(ManagementSurface(self._core.management), self._grpc_management)
         if settings.open_inference:
             open_inference_grpc.add_to_server(OpenInferenceSurface(self._core.open_inference), self._grpc_inference)
+        workflows = self._core.workflows
+        add_WorkflowInferenceServiceServicer_to_server(WorkflowInferenceSurface(workflows), self._grpc_inference)
+        add_WorkflowManagementServiceServicer_to_server(WorkflowManagementSurface(workflows), self._grpc_management)
         self._rest = self._rest_servers()
         self._snapshots: SnapshotKeeper | None = None
         if settings.snapshots is not None:
@@ -177,8 +231,12 @@ class Daemon:
         """The server of each address, by the names of the APIs it answers: several where they have one address."""
         core, settings = self._core, self._settings
         apis: dict[str, list[Endpoint]] = {
-            "inference": inference_endpoints(core.inference, core.open_inference, settings.open_inference),
-            "management": management_port_endpoints(core.management, core.open_inference, self._edge.renewal),
+            "inference": inference_endpoints(
+                core.inference, core.open_inference, core.workflows, settings.open_inference
+            ),
+            "management": management_port_endpoints(
+                core.management, core.open_inference, core.workflows, self._edge.renewal
+            ),
         }
         if settings.listeners.metrics_enabled:
             apis["metrics"] = metrics_endpoints(core.metrics, metrics_access(settings))
@@ -265,13 +323,16 @@ class Daemon:
         self._health.drain()
         self._core.inference.drain()
         end = time.monotonic() + self._settings.limits.drain_grace
-        await _unless_hurried(self._core.management.drain(self._settings.limits.drain_grace), at_once)
+        # Workflows first: what they have begun still asks their models.
+        await _unless_hurried(self._core.workflows.drain(self._settings.limits.drain_grace), at_once)
+        await _unless_hurried(self._core.management.drain(max(0.0, end - time.monotonic())), at_once)
         await self._core.management.drain(0.0)
         await asyncio.gather(
             self._core.management.stop(),
             # Readers who are still at their answers have the rest of the grace.
             _unless_hurried(self._close(max(LAST_ANSWERS_SECONDS, end - time.monotonic())), at_once),
         )
+        await self._core.workflows.stop()
         await self._close(0.0)
         if self._snapshots is not None:
             await self._snapshots.stop()

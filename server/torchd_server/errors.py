@@ -2,13 +2,19 @@
 
 TorchdError
 |- BadRequest
-|- NotFound: ModelNotFound, VersionNotFound, UrlNotAllowed
-|- ArchiveInvalid
-|- ModelExists, DefaultVersionInUse, ModelApiDisabled
- |- Overloaded: QueueFull, TooManyWrongTokens
- |- Unavailable: NoWorker (NoWorkerToDescribe), Draining
+ |- NotFound: ModelNotFound, VersionNotFound, UrlNotAllowed (RedirectNotAllowed),
+ |            ArchiveNotFound (WorkflowArchiveNotFound), WorkflowNotFound
+ |- ArchiveInvalid: WorkflowInvalid
+ |- ArchiveExists
+ |- DownloadFailed: DownloadTooLarge, DownloadTimeout
+ |- DependenciesFailed
+ |- ModelExists, DefaultVersionInUse, ModelApiDisabled, WorkflowExists, NodeInUse
+ |- WorkflowNotRegistered
+ |- NodeFailed: NodeOverloaded, NodeUnavailable, NodeTimeout
  |- Unauthorized: InvalidKey
  |- WrongScope
+ |- Overloaded: QueueFull, TooManyWrongTokens
+ |- Unavailable: NoWorker (NoWorkerToDescribe), Draining
 |- ModelFailed
 |- LoadFailed: OutOfMemory, SpawnFailed
 |- DeadlineExceeded: DeadlineInQueue
@@ -70,12 +76,108 @@ class UrlNotAllowed(NotFound):
     """The archive lies where this server may not read."""
 
 
+class RedirectNotAllowed(UrlNotAllowed):
+    """An allowed URL leads on to one that is not, or redirects are not followed at all."""
+
+
 class ArchiveNotFound(NotFound):
     """The model store has no such archive."""
 
 
 class ArchiveInvalid(TorchdError):
     """The archive, its manifest or its model-config.yaml is not what it should be."""
+
+
+class ArchiveExists(TorchdError):
+    """A download would take the place of a file in the store."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Model file already exists {name}")
+
+
+class DownloadFailed(TorchdError):
+    """The archive of an allowed URL did not come."""
+
+    def __init__(self, url: str, why: str) -> None:
+        self.url = url
+        super().__init__(f"Failed to download archive from: {url} ({why})")
+
+
+class DownloadTooLarge(DownloadFailed):
+    """It is larger than archives may be."""
+
+
+class DownloadTimeout(DownloadFailed):
+    """It took too long, or stalled."""
+
+
+class DependenciesFailed(TorchdError):
+    """What an archive's requirements file asks for could not be installed."""
+
+    def __init__(self, model: str, why: str) -> None:
+        self.model = model
+        super().__init__(f"Custom pip package installation failed for model {model}: {why}")
+
+
+class WorkflowNotFound(NotFound):
+    """No workflow of this name is registered."""
+
+    def __init__(self, workflow: str, known: Iterable[str] = ()) -> None:
+        self.workflow = workflow
+        super().__init__(f"Workflow not found: {workflow} (registered: {some_of(sorted(known))})")
+
+
+class WorkflowArchiveNotFound(ArchiveNotFound):
+    """The workflow store has no such archive."""
+
+
+class WorkflowInvalid(ArchiveInvalid):
+    """The archive of a workflow, or its specification, is not what it should be."""
+
+
+class WorkflowExists(TorchdError):
+    """A workflow of this name is registered already."""
+
+    def __init__(self, workflow: str) -> None:
+        self.workflow = workflow
+        super().__init__(f"Workflow {workflow} is already registered.")
+
+
+class WorkflowNotRegistered(TorchdError):
+    """A node of the workflow could not be registered, so none is."""
+
+    def __init__(self, workflow: str, failures: Sequence[str]) -> None:
+        self.workflow = workflow
+        super().__init__(f"Workflow {workflow} has failed to register. Failures: [{', '.join(failures)}]")
+
+
+class NodeInUse(TorchdError):
+    """The model is a node of a workflow and comes and goes with it."""
+
+    def __init__(self, model: str, workflow: str) -> None:
+        self.model, self.workflow = model, workflow
+        super().__init__(f"model '{model}' is a node of workflow '{workflow}'; unregister the workflow")
+
+
+class NodeFailed(TorchdError):
+    """A node of a workflow gave no answer, so the workflow gives none."""
+
+    def __init__(self, workflow: str, node: str, cause: TorchdError) -> None:
+        self.workflow, self.node, self.cause = workflow, node, cause
+        self.retry_after_seconds = cause.retry_after_seconds
+        super().__init__(f"Error executing {node} of workflow '{workflow}': {cause}")
+
+
+class NodeOverloaded(NodeFailed):
+    """The node's queue was full."""
+
+
+class NodeUnavailable(NodeFailed):
+    """The node had no worker, or its worker died."""
+
+
+class NodeTimeout(NodeFailed):
+    """The node did not answer in its time."""
 
 
 class ModelExists(TorchdError):

@@ -27,6 +27,11 @@ class Inference:
 
     def submit(self, call: Call) -> Request:
         """Accepts a call or refuses it at once."""
+        self.admit(call)
+        return self._registry.get(call.model, call.version).submit(call)
+
+    def admit(self, call: Call) -> None:
+        """Raises what every call is refused for, whatever it is meant for: Draining, BadRequest."""
         if self._draining:
             raise errors.Draining
         if not call.model:
@@ -36,7 +41,6 @@ class Inference:
             raise errors.BadRequest(
                 f"the names of the input's parts have {names} characters; at most {self._limits.part_names} will do"
             )
-        return self._registry.get(call.model, call.version).submit(call)
 
     async def predict(self, call: Call) -> Reply:
         """The whole answer; the chunks of a handler that streams are joined."""

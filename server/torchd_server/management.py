@@ -56,6 +56,7 @@ class RegisterModel:
     startup_timeout: int | None = None
     synchronous: bool = True
     at_startup: bool = False
+    s3_sse_kms: bool = False
     # Given by a snapshot: they stand above everything.
     min_workers: int | None = None
     max_workers: int | None = None
@@ -141,14 +142,16 @@ class Management:
         self._growing: dict[ModelVersion, ModelSettings] = {}
         self._changes: set[asyncio.Task[Any]] = set()
         self._leaving: set[ModelVersion] = set()
+        # Models that are nodes of a workflow come and go with it.
+        self._holders: dict[ModelVersion, str] = {}
         self._draining = False
 
     async def register(self, call: RegisterModel) -> ModelChange:
         """Registers a model through the API; a synchronous call that cannot get its workers leaves nothing behind."""
-        self._check_open()
+        self.check_open()
         if not self._api_enabled:
             raise errors.ModelApiDisabled
-        return await self._to_the_end(self._register(call))
+        return await self.to_the_end(self._register(call))
 
     async def register_at_start(self, entry: str) -> None:
         """Registers `name=file` or `file` of the command line; its workers load while the server starts."""
@@ -164,7 +167,7 @@ class Management:
             self._registry.set_default(change.model, change.version)
 
     def registered(self) -> list[RegisteredModel]:
-        """Every registered version, as it shall be after a restart."""
+        """Every registered version, as it shall be after a restart; nodes come and go with their workflows."""
         return [
             RegisteredModel(
                 model.name,
@@ -174,13 +177,33 @@ class Management:
                 self._growing.get(model, model.settings),
             )
             for model in self._registry
+            if model not in self._holders
         ]
 
-    async def _register(self, call: RegisterModel) -> ModelChange:
-        unpacked = await self._store.fetch(call.url)
+    async def register_node(
+        self, workflow: str, call: RegisterModel, function: UnpackedModel | None = None
+    ) -> ModelChange:
+        """Registers a node of a workflow: the model of its archive, or a function of the workflow's own folder."""
+        return await self._register(call, function, workflow)
+
+    async def unregister_node(self, name: str, version: str) -> None:
+        """Removes a node with its workflow."""
+        model = self._registry.get(name, version)
+        self._registry.remove(model)
+        await self._end(model, self._limits.unload_grace)
+
+    def holder_of(self, model: ModelVersion) -> str | None:
+        """The workflow of which this model is a node."""
+        return self._holders.get(model)
+
+    async def _register(
+        self, call: RegisterModel, unpacked: UnpackedModel | None = None, holder: str | None = None
+    ) -> ModelChange:
+        if unpacked is None:
+            unpacked = await self._store.fetch(call.url, call.model_name or "", call.s3_sse_kms)
         try:
-            self._check_open()  # the server may have begun to stop while the archive was unpacked
-            model = self._add(call, unpacked)
+            self.check_open()  # the server may have begun to stop while the archive was unpacked
+            model = self._add(call, unpacked, holder)
         except BaseException:
             await self._store.drop(unpacked)
             raise
@@ -189,7 +212,7 @@ class Management:
             self.on_change()
             return _change(model, done=not model.wanted_workers)
         failure = await model.settle()
-        self._check_open()
+        self.check_open()
         if not self._registry.holds(model):
             raise errors.ModelNotFound(model.name, self._registry.names())
         if failure is not None:
@@ -199,10 +222,11 @@ class Management:
         self.on_change()
         return _change(model)
 
-    def _add(self, call: RegisterModel, unpacked: UnpackedModel) -> ModelVersion:
+    def _add(self, call: RegisterModel, unpacked: UnpackedModel, holder: str | None) -> ModelVersion:
         if not call.model_name and not unpacked.model_name:
             raise errors.ArchiveInvalid(
-                f"archive '{call.url}' has no manifest that names its model; pack it with torch-model-archiver, "
+                f"Model name is not defined. Archive '{call.url}' has no manifest that names it: pack it with "
+                "torch-model-archiver, "
                 "or give model_name and handler"
             )
         try:
@@ -212,6 +236,7 @@ class Management:
         except SettingInvalid as error:
             raise _blamed(error, call, unpacked) from error
         self._registry.check_free(name, version)  # before anything of the new one exists
+        self._check_not_held(name)
         _warn_of_typos(name, unpacked)
         if not unpacked.handler:
             settings = replace(settings, handler=settings.handler or self._rules.default_handler)
@@ -229,6 +254,8 @@ class Management:
             call.at_startup,
         )
         self._registry.add(model)
+        if holder is not None:
+            self._holders[model] = holder
         if is_guess and settings.min_workers > 1 and self._rules.available_memory is not None:
             model.scale(1, settings.max_workers)
             self._growing[model] = settings
@@ -299,6 +326,12 @@ class Management:
         self._growing.pop(model, None)
         self.on_change()
 
+    def _check_not_held(self, name: str) -> None:
+        """A node's name is its workflow's: another version beside it would outlive it."""
+        for model, workflow in self._holders.items():
+            if model.name == name:
+                raise errors.NodeInUse(name, workflow)
+
     def _check_room(self, name: str) -> None:
         names = self._registry.names()
         if name not in names and len(names) >= self._limits.models:
@@ -322,7 +355,7 @@ class Management:
         self, name: str, version: str, min_workers: int | None, max_workers: int | None, synchronous: bool
     ) -> ModelChange:
         """Changes the number of workers; surplus ones finish what they run."""
-        self._check_open()
+        self.check_open()
         least = 1 if min_workers is None else min_workers
         most = max(least, 0) if max_workers is None else max_workers
         if least < 0 or most < 0:
@@ -347,7 +380,7 @@ class Management:
 
     def reconfigure(self, name: str, version: str, changes: Mapping[str, Any]) -> ModelChange:
         """Changes settings (names of RECONFIGURABLE) of a living version; its workers go on."""
-        self._check_open()
+        self.check_open()
         model = self._registry.get(name, version)
         try:
             model.reconfigure(replace(model.settings, **changes))
@@ -385,7 +418,8 @@ class Management:
         """One page of the models by name; a limit outside 1 to 100 means 100."""
         size = limit if 0 < limit <= MOST_LISTED else MOST_LISTED
         first = max(0, token)
-        names = self._registry.names()
+        # Functions of workflows have no archive of their own and are not shown, as in TorchServe.
+        names = [name for name in self._registry.names() if self._registry.get(name).unpacked.source]
         page = tuple(
             ModelSummary(name, self._registry.get(name).unpacked.source) for name in names[first : first + size]
         )
@@ -401,12 +435,14 @@ class Management:
 
     async def unregister(self, name: str, version: str) -> ModelChange:
         """Removes a version: new requests find nothing at once, accepted ones are answered first."""
-        self._check_open()
+        self.check_open()
         if not self._api_enabled:
             raise errors.ModelApiDisabled
         model = self._registry.get(name, version)
+        if model in self._holders:
+            raise errors.NodeInUse(model.name, self._holders[model])
         self._registry.remove(model)
-        await self._to_the_end(self._end(model, min(self._limits.unload_grace, self._rules.unregister_timeout)))
+        await self.to_the_end(self._end(model, min(self._limits.unload_grace, self._rules.unregister_timeout)))
         logger.info("unregistered", extra={"model": model.name, "version": model.version})
         self.on_change()
         return ModelChange(model.name, model.version, 0, 0, True)
@@ -426,7 +462,7 @@ class Management:
         for change in self._changes:
             change.cancel()
 
-    async def _to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
+    async def to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
         """Runs a change to its end, also when the client who asked for it has gone: half a change helps nobody."""
         task = self._change(change)
         try:
@@ -442,7 +478,8 @@ class Management:
         task.add_done_callback(self._changes.discard)
         return task
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises Draining once the server has begun to stop."""
         if self._draining:
             raise errors.Draining
 
@@ -455,6 +492,7 @@ class Management:
             await self._store.drop(model.unpacked)
         finally:
             self._leaving.discard(model)
+            self._holders.pop(model, None)
 
 
 def _not_loaded(model: ModelVersion, failure: errors.TorchdError) -> errors.LoadFailed:
@@ -470,6 +508,8 @@ def _blamed(error: SettingInvalid, call: RegisterModel, unpacked: UnpackedModel)
             return errors.ArchiveInvalid(
                 f"model-config.yaml of '{call.url}': {key}: {error.value!r} will not do; expected {error.expected}"
             )
+    if error.key == "runtime":
+        return errors.BadRequest(f"Invalid RuntimeType value: {error.value} (expected {error.expected})")
     return errors.BadRequest(str(error))
 
 

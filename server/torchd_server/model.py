@@ -256,7 +256,7 @@ class ModelVersion:
         )
         # A folder of the store is not ours to write into.
         environment = {} if self.unpacked.is_ours else {"PYTHONDONTWRITEBYTECODE": "1"}
-        spec = WorkerSpec(f"{self.name}/{self.version}", 0, self.unpacked.directory, environment)
+        spec = WorkerSpec(f"{self.name}/{self.version}", 0, self.unpacked.directory, environment, self.unpacked.python)
         worker = Worker(
             machinery.plan(spec, load, self.settings),
             machinery.placement,

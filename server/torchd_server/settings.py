@@ -339,6 +339,8 @@ class Posture:
     # Where TorchServe's metrics go (metrics_mode), and whether /metrics has the torchd_* families in every mode.
     metrics_mode: str = "prometheus"
     own_metrics: bool = True
+    # Whether an allowed URL may lead to an address of a private network, or on to another allowed URL.
+    private_urls: bool = False
 
 
 _WORKER_ENVIRONMENT = (
@@ -360,6 +362,7 @@ POSTURES = {
         lenient_model_config=True,
         metrics_mode="log",
         own_metrics=False,
+        private_urls=True,
     ),
 }
 

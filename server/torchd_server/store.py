@@ -1,32 +1,33 @@
-"""The model store: archives by name in one directory, unpacked one folder each in a scratch directory of our own."""
+"""The model store: archives found by name or URL, unpacked one folder each in a scratch directory of our own."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import json
+import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from torchd_archiver import mar
 from torchd_archiver.errors import ArchiveInvalid as MarInvalid
+from torchd_archiver.manifest import OLD_KEYS
 from torchd_server import errors
+from torchd_server.archive_place import ArchivePlace
+from torchd_server.bounded_yaml import YamlInvalid, read_mapping
+from torchd_server.dependencies import Dependencies
+from torchd_server.download import Downloads
 from torchd_server.faults import fault
 
-CONFIG_BYTES = 256 * 1024
-CONFIG_ALIASES = 50
-CONFIG_NODES = 10_000
-ARCHIVE_SUFFIXES = (".mar", ".tar.gz", ".tgz")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class UnpackedModel:
-    """An archive ready to be loaded. `source` is the name it was asked for by."""
+    """An archive ready to be loaded. `source` is the name it was asked for by; "" for a function of a workflow."""
 
     source: str
     directory: Path
@@ -39,74 +40,92 @@ class UnpackedModel:
     manifest_json: str
     # False where the archive is a folder of the store itself, which is served in place.
     is_ours: bool
+    requirements: Path | None = None
+    # The interpreter of its own virtual environment, and where that lies; None runs the daemon's.
+    python: Path | None = None
+    venv: Path | None = None
+    # The file in the store that came from a URL with it, and goes with it.
+    downloaded: Path | None = None
 
 
 class ModelStore:
-    """Finds archives and unpacks them."""
+    """Finds archives, unpacks them and installs what they need, where the operator lets archives bring packages."""
 
-    def __init__(self, directory: Path | None, scratch: Path) -> None:
-        self._directory = directory
+    def __init__(
+        self,
+        directory: Path | None,
+        scratch: Path,
+        downloads: Downloads | None = None,
+        dependencies: Dependencies | None = None,
+        *,
+        default_handler: str = "",
+        use_venv: bool = False,
+    ) -> None:
+        self._place = ArchivePlace(directory, downloads)
         self._scratch = scratch
+        self._dependencies = dependencies
+        self._default_handler = default_handler
+        self._use_venv = use_venv
         self._numbers = itertools.count(1)
 
     def names(self) -> list[str]:
         """Every archive there is, in order of its name."""
-        try:
-            entries = list(self._directory.iterdir()) if self._directory is not None else []
-        except OSError:  # taken away meanwhile: it holds nothing
-            return []
-        return sorted(entry.name for entry in entries if self._is_archive(entry))
+        return self._place.names()
 
-    async def fetch(self, url: str) -> UnpackedModel:
-        """Unpacks the archive of this name; raises ArchiveNotFound, UrlNotAllowed or ArchiveInvalid."""
-        path = self._find(url)
+    async def fetch(self, url: str, model_name: str = "", s3_sse_kms: bool = False) -> UnpackedModel:
+        """Unpacks the archive of this name or URL; raises ArchiveNotFound, UrlNotAllowed, DownloadFailed,
+        ArchiveInvalid or DependenciesFailed. Whatever it raises, nothing is left behind."""
+        located = await self._place.locate(url, s3_sse_kms)
+        downloaded = located.path if located.is_downloaded else None
         destination = self._scratch / str(next(self._numbers))
         try:
-            return await asyncio.to_thread(_unpack, url, path, destination)
-        except MarInvalid as error:
-            entry = f": entry {error.entry!r}" if error.entry is not None else ""
-            raise errors.ArchiveInvalid(f"archive '{url}'{entry}: {error.reason}") from error
-        except OSError as error:
-            raise errors.ArchiveInvalid(f"archive '{url}' cannot be read: {error.strerror or error}") from error
+            model = await asyncio.to_thread(_unpack, url, located.path, destination)
+        except BaseException as error:
+            if downloaded is not None:
+                downloaded.unlink(missing_ok=True)
+            if isinstance(error, MarInvalid | OSError):
+                raise unreadable(url, error) from error
+            raise
+        model = replace(model, downloaded=downloaded, handler=model.handler or self._default_handler)
+        try:
+            return await self._with_dependencies(model, model_name or model.model_name or url, destination)
+        except BaseException:
+            await self.drop(replace(model, venv=_venv(destination)))
+            raise
 
     async def drop(self, model: UnpackedModel) -> None:
-        """Removes what `fetch` unpacked."""
-        if model.is_ours:
-            await asyncio.to_thread(shutil.rmtree, model.directory, ignore_errors=True)
+        """Removes what `fetch` unpacked, installed and downloaded."""
+        for folder in (model.directory if model.is_ours else None, model.venv):
+            if folder is not None:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        if model.downloaded is not None:
+            model.downloaded.unlink(missing_ok=True)
 
-    def _find(self, url: str) -> Path:
-        if not url:
-            raise errors.BadRequest("Parameter url is required.")
-        if self._directory is None:
-            raise errors.ArchiveNotFound("Model store has not been configured; start with --model-store DIRECTORY.")
-        if "://" in url:
-            raise errors.UrlNotAllowed(
-                f"Given URL {url} does not match any allowed URL(s); put the archive into the model store"
-            )
-        if ".." in url.split("/") or "\\" in url or "\0" in url:
-            raise errors.UrlNotAllowed(f"Relative path is not allowed in url: {url}")
-        if "/" in url.rstrip("/"):
-            raise errors.UrlNotAllowed(f"'{url}' is a path; give the name of a file in the model store")
-        name = url.rstrip("/")
-        if name in ("", "."):
-            raise errors.BadRequest(f"'{url}' names no archive; give the name of a file in the model store")
-        path = self._directory / name
-        try:
-            is_elsewhere = path.is_symlink() and self._directory.resolve() not in path.resolve().parents
-            exists = path.exists()
-        except (OSError, RuntimeError):  # a name too long, a loop of links
-            is_elsewhere = exists = False
-        if is_elsewhere:
-            raise errors.UrlNotAllowed(f"'{url}' is a link out of the model store")
-        if not exists:
-            known = errors.some_of(self.names())
-            raise errors.ArchiveNotFound(f"Model not found at: {url[:200]} (the model store has {known})")
-        return path
+    async def _with_dependencies(self, model: UnpackedModel, name: str, destination: Path) -> UnpackedModel:
+        wants_venv = model.config.get("useVenv", self._use_venv) is True
+        if model.requirements is None and not wants_venv:
+            return model
+        if self._dependencies is None:
+            logger.warning("%s: its requirements are not installed (install_py_dep_per_model is off)", model.source)
+            return model
+        # A folder of the store is not ours to write into: what it needs goes into an environment beside it.
+        if model.is_ours and not wants_venv and model.requirements is not None:
+            await self._dependencies.into_folder(name, model.requirements, model.directory)
+            return model
+        venv = _venv(destination)
+        return replace(model, venv=venv, python=await self._dependencies.into_venv(name, model.requirements, venv))
 
-    def _is_archive(self, entry: Path) -> bool:
-        if entry.is_dir():
-            return (entry / "MAR-INF").is_dir()
-        return entry.name.endswith(ARCHIVE_SUFFIXES)
+
+def _venv(destination: Path) -> Path:
+    return destination.with_name(f"{destination.name}-venv")
+
+
+def unreadable(url: str, error: MarInvalid | OSError) -> errors.ArchiveInvalid:
+    """What was wrong with an archive, in our words."""
+    if isinstance(error, OSError):
+        return errors.ArchiveInvalid(f"archive '{url}' cannot be read: {error.strerror or error}")
+    entry = f": entry {error.entry!r}" if error.entry is not None else ""
+    return errors.ArchiveInvalid(f"archive '{url}'{entry}: {error.reason}")
 
 
 def _unpack(url: str, path: Path, destination: Path) -> UnpackedModel:
@@ -115,9 +134,13 @@ def _unpack(url: str, path: Path, destination: Path) -> UnpackedModel:
         directory = archive.unpack(destination)
         manifest = archive.manifest
     is_ours = directory == destination
+    if OLD_KEYS & manifest.raw.keys():
+        logger.warning("archive %s was made by an archiver before 0.2; pack it again when you can", url)
     try:
         config = _read_config(directory, manifest.config_file)
         config_json = _as_json(config, manifest.config_file)
+        if manifest.runtime == "LSP":
+            raise errors.ArchiveInvalid(f"archive '{url}' is for the C++ backend (runtime LSP), which torchd has not")
     except BaseException:
         if is_ours:
             shutil.rmtree(directory, ignore_errors=True)
@@ -133,6 +156,7 @@ def _unpack(url: str, path: Path, destination: Path) -> UnpackedModel:
         config_json=config_json,
         manifest_json=json.dumps(dict(manifest.raw)),
         is_ours=is_ours,
+        requirements=directory / manifest.requirements_file if manifest.requirements_file else None,
     )
 
 
@@ -140,30 +164,14 @@ def _read_config(directory: Path, name: str | None) -> Mapping[str, Any]:
     """model-config.yaml as a mapping; what it may cost to read is bounded."""
     if name is None:
         return {}
-    path = directory / Path(name).name
     try:
-        document = path.read_bytes()
+        return read_mapping(directory / Path(name).name)
     except OSError as error:
         raise errors.ArchiveInvalid(
             f"the manifest names config file '{name}', which cannot be read: {error}"
         ) from error
-    if len(document) > CONFIG_BYTES:
-        raise errors.ArchiveInvalid(f"config file '{name}' has {len(document)} bytes; at most {CONFIG_BYTES} will do")
-    try:
-        config = yaml.load(document, _BoundedLoader)
-    except Exception as error:  # PyYAML's constructors let KeyError, IndexError and more through
-        raise errors.ArchiveInvalid(f"config file '{name}' is not YAML that will do: {_yaml_fault(error)}") from error
-    if config is None:
-        return {}
-    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
-        raise errors.ArchiveInvalid(f"config file '{name}' must be a mapping of names to values")
-    return config
-
-
-def _yaml_fault(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"{error.problem} (line {error.problem_mark.line + 1})"
-    return " ".join(str(error).split())
+    except YamlInvalid as error:
+        raise errors.ArchiveInvalid(f"config file '{name}' {error}") from error
 
 
 def _as_json(config: Mapping[str, Any], name: str | None) -> str:
@@ -172,35 +180,3 @@ def _as_json(config: Mapping[str, Any], name: str | None) -> str:
         return json.dumps(config, default=str)
     except (TypeError, ValueError, RecursionError) as error:
         raise errors.ArchiveInvalid(f"config file '{name}' has what JSON cannot say: {error}") from error
-
-
-class _BoundedLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with a cap on what the document stands for: a few aliases can stand for gigabytes."""
-
-    def __init__(self, stream: bytes) -> None:
-        super().__init__(stream)
-        # Nodes each node stands for, aliases followed. The nodes themselves are kept, so that no id is used twice.
-        self._sizes: dict[int, tuple[int, yaml.Node]] = {}
-        self._aliases = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        is_alias = self.check_event(yaml.AliasEvent)
-        self._aliases += is_alias
-        if self._aliases > CONFIG_ALIASES:
-            raise yaml.YAMLError(f"it has more than {CONFIG_ALIASES} aliases")
-        node = super().compose_node(parent, index)
-        if node is None:
-            return None
-        if id(node) not in self._sizes:
-            if is_alias:
-                raise yaml.YAMLError("an alias inside what it stands for")
-            self._sizes[id(node)] = (1 + sum(self._sizes[id(child)][0] for child in _children(node)), node)
-        if self._sizes[id(node)][0] > CONFIG_NODES:
-            raise yaml.YAMLError(f"it stands for more than {CONFIG_NODES} values")
-        return node
-
-
-def _children(node: yaml.Node) -> list[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        return [child for pair in node.value for child in pair]
-    return list(node.value) if isinstance(node, yaml.SequenceNode) else []

@@ -160,7 +160,7 @@ def test_files_outside_the_archive_are_refused(key: str, path: str) -> None:
         (b'{"model": {"modelVersion": 1.0}}', "'model.modelVersion' is a number"),
         (b'{"model": {"modelName": true}}', "'model.modelName' is a boolean"),
         (b'{"model": {"handler": {"a": 1}}}', "'model.handler' is an object"),
-        (b'{"runtime": "bash"}', "runtime 'bash' is unknown"),
+        (b'{"runtime": "bash"}', "Runtime is not defined or invalid. It is 'bash'"),
         (b'{"runtime": 3}', "'runtime' is a number"),
         (b"[]", "not a JSON object"),
         (b'"x"', "not a JSON object"),

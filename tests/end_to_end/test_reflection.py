@@ -15,7 +15,10 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from harness.daemon import Daemon
-from harness.surfaces import open_channel
+from harness.surfaces import RestSurface, open_channel
+
+from torchd_archiver.war import WorkflowPackRequest
+from torchd_archiver.war import pack as pack_workflow
 
 INFERENCE = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
 MANAGEMENT = "org.pytorch.serve.grpc.management.ManagementAPIsService"
@@ -34,10 +37,14 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "ModelMetadata": {"name": "zoo"},
     "ModelInfer": {"modelName": "zoo", "id": "r"},
     "ModelStreamInfer": {"modelName": "zoo", "id": "r"},
+    "RegisterWorkflow": {"url": "flow.war", "workflowName": "again"},
+    "DescribeWorkflow": {"workflowName": "flow"},
+    "UnregisterWorkflow": {"workflowName": "flow"},
+    "WorkflowPredictions": {"workflowName": "flow", "input": PREDICTION["input"]},
     "ServerReflectionInfo": {"listServices": ""},
 }
 # In this order, where order matters; methods not named come first.
-LAST = ["RegisterModel", "UnregisterModel"]
+LAST = ["RegisterModel", "UnregisterModel", "RegisterWorkflow", "UnregisterWorkflow"]
 
 
 @pytest.fixture
@@ -45,8 +52,13 @@ def daemon(arena: Arena) -> Iterator[Daemon]:
     """A daemon that serves version 1.0 and has 2.0 in its store."""
     arena.pack(minWorkers=1, maxWorkers=1)
     arena.pack(version="2.0")
+    spec = arena.folder / "flow.yaml"
+    spec.write_text("models: {zoo: {url: zoo-1.0.mar}}\ndag: {zoo: []}\n")
+    pack_workflow(WorkflowPackRequest("flow", spec, export_path=arena.store))
     with arena.daemon(models=("zoo=zoo-1.0.mar",)) as daemon:
         wait_workers(arena.client("grpc", daemon), 1)
+        flow = RestSurface(daemon).request("POST", "/workflows?url=flow.war", port="management")
+        assert flow.error is None, flow.error
         yield daemon
     arena.ledger.executions.unlink()  # these requests were not sent through the arena
 
@@ -63,7 +75,7 @@ def test_every_service_can_be_listed_and_called_without_a_proto_file(daemon: Dae
         for method in methods:
             replies = _call(channel, method)
             assert replies, method.full_name
-            if method.name in ("Predictions", "StreamPredictions"):
+            if method.name in ("Predictions", "StreamPredictions", "WorkflowPredictions"):
                 assert json.loads(replies[0].prediction)["id"] == "r"
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 import socket
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from torchd_archiver.packing import PackRequest, pack
 from torchd_server import errors
-from torchd_server.store import CONFIG_ALIASES, CONFIG_BYTES, ModelStore, UnpackedModel
+from torchd_server.bounded_yaml import CONFIG_ALIASES, CONFIG_BYTES
+from torchd_server.store import ModelStore, UnpackedModel
 
 
 @pytest.fixture
@@ -222,3 +226,37 @@ def test_an_empty_model_config_is_no_settings(store: ModelStore, folder: Path, c
 def test_aliases_within_the_limit_are_fine(store: ModelStore, folder: Path) -> None:
     packed(folder, "aliases", "a: &a {x: 1}\nb: [" + ", ".join(["*a"] * CONFIG_ALIASES) + "]")
     assert len(fetch(store, "aliases.mar").config["b"]) == CONFIG_ALIASES
+
+
+def test_an_archive_that_names_no_handler_gets_the_servers(folder: Path, tmp_path: Path) -> None:
+    """A06: no manifest at all, but a server with a handler for such archives (default_service_handler)."""
+    (tmp_path / "scratch").mkdir()
+    with zipfile.ZipFile(folder / "bare.mar", "w") as archive:
+        archive.writestr("weights.bin", b"x")
+    model = fetch(ModelStore(folder, tmp_path / "scratch", default_handler="my_handler:handle"), "bare.mar")
+    assert (model.model_name, model.version, model.handler) == ("", "1.0", "my_handler:handle")
+    shutil.rmtree(model.directory)
+    own = fetch(ModelStore(folder, tmp_path / "scratch", default_handler="my_handler:handle"), "good.mar")
+    assert own.handler == "handler.py"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [("ruby", "Runtime is not defined or invalid"), ("LSP", "C\\+\\+ backend")],
+)
+def test_a_runtime_that_is_not_here_is_refused(
+    store: ModelStore, folder: Path, tmp_path: Path, runtime: str, message: str
+) -> None:
+    """5.1."""
+    with zipfile.ZipFile(folder / "other.mar", "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"runtime": runtime, "model": {"modelName": "m"}}))
+    with pytest.raises(errors.ArchiveInvalid, match=message):
+        fetch(store, "other.mar")
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_folder_that_only_wraps_another_stands_for_it(store: ModelStore, folder: Path) -> None:
+    packed(folder, "plain", archive_format="no-archive")
+    (folder / "wrapper").mkdir()
+    (folder / "plain").rename(folder / "wrapper" / "plain")
+    assert fetch(store, "wrapper").directory == folder / "wrapper" / "plain"

@@ -19,6 +19,8 @@ class WorkerSpec:
     incarnation: int
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    # The interpreter to run it with; None for the daemon's own.
+    python: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class LocalPlacement:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
             ours.setblocking(False)
             process = subprocess.Popen(  # noqa: ASYNC220 - a vfork of a millisecond; only the main thread may spawn
-                [sys.executable, "-P", "-m", "torchd_workers", *_arguments(spec, theirs.fileno())],
+                [str(spec.python or sys.executable), "-P", "-m", "torchd_workers", *_arguments(spec, theirs.fileno())],
                 cwd=spec.directory,
                 env={**self._environment, **_import_paths(self._environment), **spec.environment},
                 stdin=subprocess.DEVNULL,

@@ -55,6 +55,7 @@ class ManagementSurface(ManagementAPIsServiceServicer):
                 response_timeout=request.response_timeout or None,
                 startup_timeout=request.startup_timeout or None,
                 synchronous=request.synchronous,
+                s3_sse_kms=request.s3_sse_kms,
             )
         )
         return _changed(words.registered(change), change)

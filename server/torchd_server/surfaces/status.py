@@ -49,6 +49,14 @@ def _no_worker_sentence(error: errors.NoWorker | errors.QueueFull) -> str:
     )
 
 
+def _download_sentence(error: errors.DownloadFailed) -> str:
+    return f"Failed to download archive from: {error.url}"
+
+
+def _node_sentence(error: errors.NodeFailed) -> str:
+    return f"Error executing {error.node}"
+
+
 _C = code_pb2
 TABLE: dict[type[Exception], Row] = {
     errors.BadRequest: Row(_C.INVALID_ARGUMENT, "BAD_REQUEST", 400, "BadRequestException"),
@@ -63,8 +71,38 @@ TABLE: dict[type[Exception], Row] = {
         lambda e: f"Model version: {e.version} does not exist for model: {e.model}",
     ),
     errors.UrlNotAllowed: Row(_C.PERMISSION_DENIED, "URL_NOT_ALLOWED", 404, "ModelNotFoundException"),
+    errors.RedirectNotAllowed: Row(_C.PERMISSION_DENIED, "REDIRECT_NOT_ALLOWED", 404, "ModelNotFoundException"),
     errors.ArchiveNotFound: Row(_C.NOT_FOUND, "ARCHIVE_NOT_FOUND", 404, "ModelNotFoundException"),
     errors.ArchiveInvalid: Row(_C.INVALID_ARGUMENT, "BAD_ARCHIVE", 400, "InvalidModelException"),
+    errors.ArchiveExists: Row(_C.ALREADY_EXISTS, "ARCHIVE_EXISTS", 500, "InternalServerException"),
+    errors.DownloadFailed: Row(
+        _C.FAILED_PRECONDITION, "DOWNLOAD_FAILED", 400, "DownloadArchiveException", _download_sentence
+    ),
+    errors.DownloadTooLarge: Row(
+        _C.FAILED_PRECONDITION, "TOO_LARGE", 413, "DownloadArchiveException", _download_sentence
+    ),
+    errors.DownloadTimeout: Row(
+        _C.DEADLINE_EXCEEDED, "FETCH_TIMEOUT", 504, "DownloadArchiveException", _download_sentence
+    ),
+    errors.DependenciesFailed: Row(_C.FAILED_PRECONDITION, "DEPENDENCIES_FAILED", 400, "ModelException"),
+    errors.WorkflowNotFound: Row(
+        _C.NOT_FOUND,
+        "WORKFLOW_NOT_FOUND",
+        404,
+        "WorkflowNotFoundException",
+        lambda e: f"Workflow not found: {e.workflow}",
+    ),
+    errors.WorkflowArchiveNotFound: Row(_C.NOT_FOUND, "WORKFLOW_ARCHIVE_NOT_FOUND", 404, "WorkflowNotFoundException"),
+    errors.WorkflowInvalid: Row(_C.INVALID_ARGUMENT, "BAD_WORKFLOW", 400, "InvalidDAGException"),
+    errors.WorkflowExists: Row(_C.ALREADY_EXISTS, "WORKFLOW_EXISTS", 409, "ConflictStatusException"),
+    errors.WorkflowNotRegistered: Row(_C.FAILED_PRECONDITION, "WORKFLOW_NOT_REGISTERED", 500, "WorkflowException"),
+    errors.NodeInUse: Row(_C.FAILED_PRECONDITION, "NODE_IN_USE", 409, "ConflictStatusException"),
+    errors.NodeFailed: Row(_C.UNKNOWN, "NODE_FAILED", 500, "InternalServerException", _node_sentence),
+    errors.NodeOverloaded: Row(
+        _C.RESOURCE_EXHAUSTED, "NODE_OVERLOADED", 503, "ServiceUnavailableException", _node_sentence
+    ),
+    errors.NodeUnavailable: Row(_C.UNAVAILABLE, "NODE_UNAVAILABLE", 503, "ServiceUnavailableException", _node_sentence),
+    errors.NodeTimeout: Row(_C.DEADLINE_EXCEEDED, "NODE_TIMEOUT", 500, "InternalServerException", _node_sentence),
     errors.ModelExists: Row(_C.ALREADY_EXISTS, "MODEL_EXISTS", 409, "ConflictStatusException"),
     errors.DefaultVersionInUse: Row(
         _C.FAILED_PRECONDITION,

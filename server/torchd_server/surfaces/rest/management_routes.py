@@ -60,11 +60,7 @@ def _rule_endpoint(rule: HttpRule, runs: Mapping[str, Run]) -> Endpoint:
     in_path = re.findall(r"\{(\w+)\}", rule.template)
 
     async def action(request: HttpRequest, variables: Variables) -> HttpResponse:
-        given = {**_given(request, rule.body), **variables}
-        typed = {
-            name: _typed(field, given[name]) for name, field in fields.items() if given.get(name) not in (None, "")
-        }
-        return await runs[rpc](typed)
+        return await runs[rpc](typed_fields(fields, {**given_to(request, rule.body), **variables}))
 
     return Endpoint(
         (rule.method,),
@@ -74,7 +70,7 @@ def _rule_endpoint(rule: HttpRule, runs: Mapping[str, Run]) -> Endpoint:
         _operation_name(rpc, in_path),
         _SUMMARIES[rpc],
         tuple(
-            Parameter(name, _json_type(field), name.replace("_", " "), required=name == "url")
+            Parameter(name, json_type(field), name.replace("_", " "), required=name == "url")
             for name, field in fields.items()
             if name not in in_path and (name != "model_version" or rpc == "ScaleWorker")
         ),
@@ -87,11 +83,18 @@ def _operation_name(rpc: str, in_path: list[str]) -> str:
     return f"version_{name}" if "model_version" in in_path and rpc != "SetDefault" else name
 
 
-def _json_type(field: Any) -> str:
+def typed_fields(fields: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given for these fields of a message, with their types; the rest is left out, as TorchServe does."""
+    return {name: _typed(field, given[name]) for name, field in fields.items() if given.get(name) not in (None, "")}
+
+
+def json_type(field: Any) -> str:
+    """JSON schema's name for a field's type."""
     return "boolean" if field.type == field.TYPE_BOOL else "integer" if field.type == field.TYPE_INT32 else "string"
 
 
-def _given(request: HttpRequest, takes_body: bool) -> dict[str, Any]:
+def given_to(request: HttpRequest, takes_body: bool) -> dict[str, Any]:
+    """The parameters of the query and, where one is read, of a JSON body."""
     given: dict[str, Any] = dict(query_of(request))
     if takes_body and (request.header("content-type") or "").startswith("application/json"):
         given |= _json_object(request.body)
@@ -142,6 +145,7 @@ def _runs(management: Management) -> dict[str, Run]:
                 response_timeout=given.get("response_timeout"),
                 startup_timeout=given.get("startup_timeout"),
                 synchronous=given.get("synchronous", True),
+                s3_sse_kms=given.get("s3_sse_kms", False),
             )
         )
         return _said(200 if change.done else 202, words.registered(change))

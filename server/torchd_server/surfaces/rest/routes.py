@@ -19,6 +19,8 @@ from torchd_server.surfaces.rest.openapi import description_endpoints
 from torchd_server.surfaces.rest.predictions import prediction_endpoints
 from torchd_server.surfaces.rest.router import ANY, Endpoint, Parameter, Router, Variables, query_of
 from torchd_server.surfaces.rest.tokens import TokenRenewal
+from torchd_server.surfaces.rest.workflow_routes import workflow_endpoints, workflow_prediction_endpoints
+from torchd_server.workflows import Workflows
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,10 +34,11 @@ def port(endpoints: Iterable[Endpoint], guard: Guard | None = None) -> Handle:
 
 
 def inference_endpoints(
-    inference: Inference, open_inference: OpenInference, with_kserve: bool = True
+    inference: Inference, open_inference: OpenInference, workflows: Workflows, with_kserve: bool = True
 ) -> list[Endpoint]:
-    """Health, predictions by every path TorchServe has, and KServe's protocols."""
+    """Health, predictions by every path TorchServe has, workflows, and KServe's protocols."""
     return [
+        *workflow_prediction_endpoints(workflows),
         *health_endpoints(inference),
         *prediction_endpoints(inference),
         *kserve_inference_endpoints(inference, open_inference),
@@ -44,10 +47,11 @@ def inference_endpoints(
 
 
 def management_port_endpoints(
-    management: Management, open_inference: OpenInference, renewal: TokenRenewal | None = None
+    management: Management, open_inference: OpenInference, workflows: Workflows, renewal: TokenRenewal | None = None
 ) -> list[Endpoint]:
-    """The rules of protos/http.yaml, KServe's readiness where TorchServe has it, and the renewal of tokens."""
-    endpoints = [*management_endpoints(management), model_v1_endpoint(open_inference, Access.MANAGEMENT)]
+    """The rules of protos/http.yaml, workflows, KServe's readiness where TorchServe has it, the renewal of tokens."""
+    endpoints = [*management_endpoints(management), *workflow_endpoints(workflows)]
+    endpoints += [model_v1_endpoint(open_inference, Access.MANAGEMENT)]
     if renewal is not None:
         summary = "A new key for one of the APIs; the old one is good no more."
         what = Parameter("type", "string", "whose key: inference or management", required=True)
@@ -69,15 +73,21 @@ def metrics_endpoints(metrics: Metrics, access: Access = Access.OPEN) -> list[En
 
 
 def inference_port(
-    inference: Inference, open_inference: OpenInference, guard: Guard | None = None, with_kserve: bool = True
+    inference: Inference,
+    open_inference: OpenInference,
+    workflows: Workflows,
+    guard: Guard | None = None,
+    with_kserve: bool = True,
 ) -> Handle:
     """The inference port alone."""
-    return port(inference_endpoints(inference, open_inference, with_kserve), guard)
+    return port(inference_endpoints(inference, open_inference, workflows, with_kserve), guard)
 
 
-def management_port(management: Management, open_inference: OpenInference, guard: Guard | None = None) -> Handle:
+def management_port(
+    management: Management, open_inference: OpenInference, workflows: Workflows, guard: Guard | None = None
+) -> Handle:
     """The management port alone."""
-    return port(management_port_endpoints(management, open_inference), guard)
+    return port(management_port_endpoints(management, open_inference, workflows), guard)
 
 
 def metrics_port(metrics: Metrics, guard: Guard | None = None) -> Handle:
