@@ -166,7 +166,7 @@ def _daemon(folder: Path, workers: int, arguments: argparse.Namespace) -> Daemon
         for word in (f"--{name}-port", "0")
     ]
     models = [f"{wait}={wait}.mar" for wait in WAITS]
-    command = ["--model-store", str(folder), "--models", *models, *any_free_port]
+    command = ["--model-store", str(folder), "--models", *models, "--no-token-auth", *any_free_port]
     return Daemon(command, run_dir=folder / "run", log=folder / "log")
 
 

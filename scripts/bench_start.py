@@ -83,7 +83,7 @@ def _measure(scratch: Path, run: int) -> Start:
         "--metrics-port",
     )
     options = [str(word) for pair in zip(names, ports, strict=True) for word in pair]
-    command = ["--model-store", str(store), "--models", "echo=echo.mar", *options]
+    command = ["--model-store", str(store), "--models", "echo=echo.mar", "--no-token-auth", *options]
     daemon = Daemon(command, run_dir=scratch / f"run-{run}", log=scratch / f"log-{run}")
     started = time.monotonic()
     with daemon:

@@ -27,6 +27,7 @@ FLOORS = {
     "surfaces": 11,
     "torchserve": 10,
     "inference": 9,
+    "open_inference": 9,
     "management": 9,
     "registry": 8,
     "model": 7,
@@ -36,10 +37,12 @@ FLOORS = {
     "accelerators": 3,
     "batching": 3,
     "store": 3,
+    "exposure": 3,
     "settings": 2,
     "request": 2,
     "link": 2,
     "run_directory": 2,
+    "service_manager": 1,
     "clock": 1,
     "errors": 1,
     "faults": 1,
@@ -108,7 +111,7 @@ def test_the_daemon_never_imports_what_models_need(path: Path) -> None:
 )
 def test_the_worker_runtime_imports_the_standard_library_only(path: Path) -> None:
     """So that no model's own protobuf, numpy or virtual environment can break a worker."""
-    ours = ("torchd_workers", "torchd_protos.frames")
+    ours = ("torchd_workers", "torchd_protos.frames", "torchd_protos.tensors")
     assert not refused(path, lambda name: name.split(".")[0] in sys.stdlib_module_names or name.startswith(ours))
 
 

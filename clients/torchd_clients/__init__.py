@@ -11,11 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchd_clients.aio import AsyncClient
     from torchd_clients.client import Client
+    from torchd_clients.credentials import KeyFile, Tls
     from torchd_clients.errors import TorchdError
 
-__all__ = ["AsyncClient", "Client", "TorchdError"]
+__all__ = ["AsyncClient", "Client", "KeyFile", "Tls", "TorchdError"]
 
-_HOMES = {"AsyncClient": "aio", "Client": "client", "TorchdError": "errors"}
+_HOMES = {
+    "AsyncClient": "aio",
+    "Client": "client",
+    "KeyFile": "credentials",
+    "Tls": "credentials",
+    "TorchdError": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:

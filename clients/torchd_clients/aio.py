@@ -20,6 +20,7 @@ class AsyncClient(Connection):
     """The methods of `Client` for one event loop; cancelling the task that awaits one cancels the call."""
 
     _open_channel = staticmethod(grpc.aio.insecure_channel)
+    _open_secure_channel = staticmethod(grpc.aio.secure_channel)
 
     async def __aenter__(self) -> Self:
         return self

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from torchd_clients.client import Client
+    from torchd_clients.credentials import Tls
     from torchd_clients.errors import TorchdError
+    from torchd_clients.run_directory import Daemon
     from torchd_protos.management_pb2 import ModelChange, ModelDescription
 
 _FOUND = "the daemon you run, else {}"
@@ -31,6 +33,20 @@ Inference = Annotated[
 Management = Annotated[
     str | None,
     typer.Option("--grpc-management", metavar="HOST:PORT", show_default=_FOUND.format("127.0.0.1:7071")),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(envvar="TORCHD_TOKEN", help="Token to show.", show_default="the one in the daemon's key file"),
+]
+Ca = Annotated[
+    str | None,
+    typer.Option(
+        "--tls-ca",
+        envvar="TORCHD_TLS_CA",
+        metavar="PEM",
+        help="Speak TLS and believe this authority.",
+        show_default="TLS where the daemon you run has it",
+    ),
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.", show_default=False)]
 Version = Annotated[str | None, typer.Option(help="Version of the model.", show_default="the default version")]
@@ -55,12 +71,14 @@ def predict(
     stream: Annotated[bool, typer.Option("--stream", help="Print each chunk of the answer as it comes.")] = False,
     as_json: Json = False,
     inference: Inference = None,
+    token: Token = None,
+    ca: Ca = None,
 ) -> None:
     """Send one request to a model and print its answer.
 
     Several files become the parts of one request; each then has a NAME. A file with a = in its name is ./FILE.
     """
-    with _connected(inference=inference) as client:
+    with _connected(inference=inference, token=token, ca=ca) as client:
         data = _parts(file)
         if stream:
             answers: Iterable[bytes] = client.stream(model, data, version=version, timeout=timeout)
@@ -72,9 +90,9 @@ def predict(
             _print_bytes(answers)
 
 
-def models(as_json: Json = False, management: Management = None) -> None:
+def models(as_json: Json = False, management: Management = None, token: Token = None, ca: Ca = None) -> None:
     """Show the registered models: their versions, workers, queues and last failures."""
-    with _connected(management=management) as client:
+    with _connected(management=management, token=token, ca=ca) as client:
         described = _describe_all(client)
         if as_json:
             _print_json(described)
@@ -84,9 +102,16 @@ def models(as_json: Json = False, management: Management = None) -> None:
             console().print(models_table(described))
 
 
-def describe(model: Model, version: Version = None, as_json: Json = False, management: Management = None) -> None:
+def describe(
+    model: Model,
+    version: Version = None,
+    as_json: Json = False,
+    management: Management = None,
+    token: Token = None,
+    ca: Ca = None,
+) -> None:
     """Show one model: settings, workers, and the traceback of its last failure. --version all shows every version."""
-    with _connected(management=management) as client:
+    with _connected(management=management, token=token, ca=ca) as client:
         described = client.describe(model, version)
         if as_json:
             _print_json(described)
@@ -109,9 +134,11 @@ def register(
     timeout: Annotated[float | None, typer.Option(help="Seconds to wait.", show_default="300")] = None,
     wait: Annotated[bool, typer.Option(help="Wait until the workers are ready.")] = True,
     management: Management = None,
+    token: Token = None,
+    ca: Ca = None,
 ) -> None:
     """Register a model archive and start its workers."""
-    with _connected(management=management) as client, _progress(f"registering {file}"):
+    with _connected(management=management, token=token, ca=ca) as client, _progress(f"registering {file}"):
         change = client.register(
             file,
             model_name=name,
@@ -133,16 +160,20 @@ def scale(
     version: Version = None,
     wait: Annotated[bool, typer.Option(help="Wait until the workers are ready.")] = True,
     management: Management = None,
+    token: Token = None,
+    ca: Ca = None,
 ) -> None:
     """Change how many workers serve a model."""
-    with _connected(management=management) as client, _progress(f"scaling {model} to {workers}"):
+    with _connected(management=management, token=token, ca=ca) as client, _progress(f"scaling {model} to {workers}"):
         change = client.scale(model, workers, version=version, synchronous=wait)
     typer.echo(f"scaled {_workers_of(change)}")
 
 
-def unregister(model: Model, version: Version = None, management: Management = None) -> None:
+def unregister(
+    model: Model, version: Version = None, management: Management = None, token: Token = None, ca: Ca = None
+) -> None:
     """Remove a version of a model, after its requests have been answered."""
-    with _connected(management=management) as client, _progress(f"unregistering {model}"):
+    with _connected(management=management, token=token, ca=ca) as client, _progress(f"unregistering {model}"):
         change = client.unregister(model, version)
     typer.echo(f"unregistered {change.model_name} {change.model_version}")
 
@@ -151,16 +182,18 @@ def set_default(
     model: Model,
     version: Annotated[str, typer.Argument(help="Version that requests get which name none.")],
     management: Management = None,
+    token: Token = None,
+    ca: Ca = None,
 ) -> None:
     """Make a version the default of its model."""
-    with _connected(management=management) as client:
+    with _connected(management=management, token=token, ca=ca) as client:
         change = client.set_default(model, version)
     typer.echo(f"{change.model_version} is now the default version of {change.model_name}")
 
 
-def ping(inference: Inference = None) -> None:
+def ping(inference: Inference = None, token: Token = None, ca: Ca = None) -> None:
     """Ask whether every model has the workers it should have; fails if one has not."""
-    with _connected(inference=inference) as client:
+    with _connected(inference=inference, token=token, ca=ca) as client:
         health = client.ping()
     typer.echo(health)
     if health != "Healthy":
@@ -168,18 +201,23 @@ def ping(inference: Inference = None) -> None:
 
 
 @contextmanager
-def _connected(inference: str | None = None, management: str | None = None) -> Iterator[Client]:
+def _connected(
+    inference: str | None = None, management: str | None = None, token: str | None = None, ca: str | None = None
+) -> Iterator[Client]:
     """A client for the addresses given, else for the daemon found; a failure becomes lines for a person."""
     from torchd_clients.client import Client
     from torchd_clients.connection import DEFAULT_INFERENCE, DEFAULT_MANAGEMENT
+    from torchd_clients.credentials import KeyFile
     from torchd_clients.errors import TorchdError
     from torchd_clients.run_directory import find_daemon
 
-    daemon = find_daemon(os.environ)
+    # A token goes only to the daemon whose file it is from.
+    daemon = find_daemon(os.environ, [address for address in (inference, management) if address])
     inference = inference or (daemon.grpc_inference if daemon else DEFAULT_INFERENCE)
     management = management or (daemon.grpc_management if daemon else DEFAULT_MANAGEMENT)
+    shown = token or (KeyFile(daemon.key_file) if daemon and daemon.key_file else None)
     try:
-        with Client(inference, management) as client:
+        with Client(inference, management, token=shown, tls=_tls(ca, daemon)) as client:
             yield client
     except TorchdError as error:
         _fail(error.message, _way_out(error))
@@ -187,6 +225,19 @@ def _connected(inference: str | None = None, management: str | None = None) -> I
         raise  # the reader of our output has seen enough; typer ends quietly
     except OSError as error:
         _fail(f"cannot use {error.filename or 'standard input or output'}: {error.strerror}")
+
+
+def _tls(ca: str | None, daemon: Daemon | None) -> Tls | None:
+    """TLS as told, else as the daemon found announces it; a certificate of our own comes from the environment."""
+    from torchd_clients.credentials import Tls
+
+    if ca is None and not (daemon and daemon.certificate):
+        return None
+    name = daemon.tls_name if daemon and ca is None else ""
+    believed = Path(ca if ca is not None else daemon.certificate if daemon else "").read_bytes()
+    own = [os.environ.get(variable) for variable in ("TORCHD_TLS_CERTIFICATE", "TORCHD_TLS_KEY")]
+    certificate, key = (Path(path).read_bytes() if path else None for path in own)
+    return Tls(believed, name, certificate, key)
 
 
 def _fail(*lines: str) -> NoReturn:
@@ -208,6 +259,7 @@ def _way_out(error: TorchdError) -> str:
         errors.ModelFailed: "`torchd describe MODEL` shows the traceback.",
         errors.LoadFailed: "The daemon's log has the traceback; `torchd run ARCHIVE -T FILE` shows it here.",
         errors.WorkerDied: "`torchd describe MODEL` shows how it ended.",
+        errors.Unauthenticated: "--token or TORCHD_TOKEN names the token; your own daemon's is found by itself.",
         errors.DeadlineExceeded: "`torchd models` shows how many requests wait.",
     }
     said = [f"({error.reason} from {error.address or 'the model'})"] if error.reason else []

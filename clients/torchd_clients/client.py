@@ -20,6 +20,7 @@ class Client(Connection):
     """Calls a daemon and waits for its answers. Threads may share one client; its channels are opened once."""
 
     _open_channel = staticmethod(grpc.insecure_channel)
+    _open_secure_channel = staticmethod(grpc.secure_channel)
 
     def __enter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from torchd_clients.calls import Call, Service
+from torchd_clients.credentials import Tls, Token
 from torchd_clients.errors import DeadlineExceeded, TorchdError, Unavailable, from_rpc_error
 from torchd_protos.inference_pb2_grpc import InferenceAPIsServiceStub
 from torchd_protos.management_pb2_grpc import ManagementAPIsServiceStub
@@ -37,12 +38,15 @@ class Connection:
         management: Address of the management service.
         timeout: Seconds a call may take that names no timeout itself.
         worker_timeout: The same for calls that wait for workers to start or stop: register, scale, unregister.
-        metadata: Sent with every call, e.g. {"authorization": "Bearer ..."}.
+        metadata: Sent with every call, e.g. {"x-tenant": "a"}.
+        token: Shown with every call: one token, or a function from the service to its token such as `KeyFile(path)`.
+        tls: How to speak TLS; None speaks plain text.
         max_message_bytes: Largest message sent or accepted.
         channel_options: Further gRPC channel arguments; they win over ours.
     """
 
     _open_channel: Callable[..., Any]
+    _open_secure_channel: Callable[..., Any]
 
     def __init__(
         self,
@@ -52,6 +56,8 @@ class Connection:
         timeout: float = 60.0,
         worker_timeout: float = 300.0,
         metadata: Metadata = (),
+        token: Token | None = None,
+        tls: Tls | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         channel_options: Sequence[tuple[str, Any]] = (),
     ) -> None:
@@ -59,6 +65,8 @@ class Connection:
         self._timeout = timeout
         self._worker_timeout = worker_timeout
         self._metadata = _pairs(metadata)
+        self._token = token
+        self._tls = tls
         self._max_message_bytes = max_message_bytes
         self._channel_options = channel_options
         self._channels: dict[str, Any] = {}
@@ -71,7 +79,7 @@ class Connection:
         return getattr(self._stub(call.service), call.method)(
             call.request,
             timeout=self._seconds(call, timeout),
-            metadata=self._metadata + _pairs(metadata or ()),
+            metadata=self._metadata + self._shown(call.service) + _pairs(metadata or ()),
             wait_for_ready=wait_for_daemon,
         )
 
@@ -82,9 +90,21 @@ class Connection:
                 address = self._addresses[service]
                 if address not in self._channels:
                     options = [*_options(address, self._max_message_bytes), *self._channel_options]
-                    self._channels[address] = self._open_channel(address, options=options)
+                    self._channels[address] = self._open(address, options)
                 self._stubs[service] = _STUBS[service](self._channels[address])
             return self._stubs[service]
+
+    def _open(self, address: str, options: list[tuple[str, Any]]) -> Any:
+        if self._tls is None:
+            return self._open_channel(address, options=options)
+        if self._tls.name:
+            options.append(("grpc.ssl_target_name_override", self._tls.name))
+        shown = grpc.ssl_channel_credentials(self._tls.ca, self._tls.key, self._tls.certificate)
+        return self._open_secure_channel(address, shown, options=options)
+
+    def _shown(self, service: Service) -> tuple[tuple[str, str | bytes], ...]:
+        token = self._token(service) if callable(self._token) else self._token
+        return (("authorization", f"Bearer {token}"),) if token else ()
 
     def _seconds(self, call: Call[Any], timeout: float | None) -> float:
         if timeout is not None:

@@ -10,23 +10,33 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """A running daemon, by its process id and the addresses of its gRPC services."""
+    """A running daemon, by its process id and the addresses of its gRPC services; where its tokens are, and by which
+    certificate and name it is known, if it has them."""
 
     pid: int
     grpc_inference: str
     grpc_management: str
+    key_file: str = ""
+    certificate: str = ""
+    tls_name: str = ""
 
 
-def find_daemon(environ: Mapping[str, str]) -> Daemon | None:
-    """The one daemon this user runs; None if there is none, or more than one to choose from."""
-    found = {daemon.pid: daemon for folder in _folders(environ) for daemon in _daemons(folder)}
+def find_daemon(environ: Mapping[str, str], addresses: Collection[str] = ()) -> Daemon | None:
+    """The one daemon this user runs that listens on all of `addresses`; None if there is none, or more than one to
+    choose from."""
+    found = {
+        daemon.pid: daemon
+        for folder in _folders(environ)
+        for daemon in _daemons(folder)
+        if {daemon.grpc_inference, daemon.grpc_management}.issuperset(addresses)
+    }
     return next(iter(found.values())) if len(found) == 1 else None
 
 
@@ -42,7 +52,14 @@ def _daemons(folder: Path) -> Iterator[Daemon]:
     for path in sorted(folder.glob("*/daemon.json")):
         try:
             told = json.loads(path.read_text())
-            daemon = Daemon(int(told["pid"]), str(told["grpc_inference"]), str(told["grpc_management"]))
+            daemon = Daemon(
+                int(told["pid"]),
+                str(told["grpc_inference"]),
+                str(told["grpc_management"]),
+                str(told.get("key_file", "")),
+                str(told["certificate"]) if "grpc_tls" in told else "",
+                str(told.get("tls_name", "")),
+            )
             os.kill(daemon.pid, 0)  # a daemon that was killed leaves its file behind
         except (OSError, OverflowError, ValueError, LookupError, TypeError):
             continue

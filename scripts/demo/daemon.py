@@ -30,13 +30,14 @@ class DaemonFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the daemon listens: HOST:PORT for gRPC, URLs for REST."""
+    """Where the daemon listens: HOST:PORT for gRPC, URLs for REST; and where its tokens are."""
 
     grpc_inference: str
     grpc_management: str
     inference: str
     management: str
     metrics: str
+    key_file: str = ""
 
 
 class Daemon:
@@ -97,7 +98,7 @@ class Daemon:
             raise self._failure(f"the daemon was not ready after {timeout_seconds:g} s")
         self.check()
         written = json.loads((self._run_dir / "daemon.json").read_text())
-        return Addresses(**{name: written[name] for name in Addresses.__dataclass_fields__})
+        return Addresses(**{name: written[name] for name in Addresses.__dataclass_fields__ if name in written})
 
     def check(self) -> None:
         """DaemonFailed, with its last lines, if the daemon has ended."""

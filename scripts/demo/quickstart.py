@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -19,8 +20,8 @@ from demo.daemon import Daemon, DaemonFailed
 from demo.paraphrase.pack import MODEL_NAME, ModelMissing, pack
 from demo.paraphrase.pairs import AnswerWrong, Pair, demo_pairs, read_answer
 from demo.rest_client import REQUEST_SECONDS, RestClient
-from demo.scaling import TUTORIAL_RATIO, ThreadsWrong, measure
-from torchd_clients import Client, TorchdError
+from demo.scaling import TUTORIAL_RATIO, Connect, ThreadsWrong, measure
+from torchd_clients import Client, KeyFile, TorchdError
 from torchd_server.settings import API_NAMES, Address, ServerSettings
 
 FAILURES = (AnswerWrong, DaemonFailed, ModelMissing, ThreadsWrong, TorchdError, OSError, http.client.HTTPException)
@@ -59,15 +60,17 @@ def run(console: Console, workspace: Path, seconds: float) -> None:
             addresses = daemon.wait_ready()
         console.print(f"  gRPC {addresses.grpc_inference}, management {addresses.grpc_management}")
         console.print(f"  REST {addresses.inference}, management {addresses.management}")
-        with Client(addresses.grpc_inference, addresses.grpc_management) as client:
+        tokens = KeyFile(addresses.key_file)
+        connect = partial(RestClient, addresses.inference, tokens)
+        with Client(addresses.grpc_inference, addresses.grpc_management, token=tokens) as client:
             with _step(console, "Registering the model with one worker"):
                 client.register(f"{MODEL_NAME}.mar", initial_workers=1)
             console.print("Six pairs of sentences over gRPC:")
             _ask_all(console, lambda pair: _ask_grpc(client, pair))
             console.print("The same over REST:")
-            _ask_all(console, lambda pair: _ask_rest(addresses.inference, pair))
+            _ask_all(console, lambda pair: _ask_rest(connect, pair))
             console.print("Longer pairs over REST, with one worker and with two:")
-            scaling = measure(console, client, addresses.inference, seconds)
+            scaling = measure(console, client, connect, seconds)
         with _step(console, "Stopping the daemon"):
             daemon.stop()
     console.print(scaling.table())
@@ -118,8 +121,8 @@ def _ask_grpc(client: Client, pair: Pair) -> list[str]:
     return read_answer(client.predict(MODEL_NAME, pair.body(), timeout=REQUEST_SECONDS))
 
 
-def _ask_rest(inference: str, pair: Pair) -> list[str]:
-    with closing(RestClient(inference)) as rest:
+def _ask_rest(connect: Connect, pair: Pair) -> list[str]:
+    with closing(connect()) as rest:
         return rest.ask(pair)
 
 

@@ -22,6 +22,9 @@ from demo.paraphrase.pairs import AnswerWrong, load_pair
 from demo.rest_client import RestClient
 from torchd_clients import Client
 
+# A connection to the model over REST.
+Connect = Callable[[], RestClient]
+
 WARM_UPS = 4
 PILOT_SECONDS = 1.0
 # A little more work than the pilot calls for, so that the fastest cell is not shorter than it should be.
@@ -80,10 +83,10 @@ class ThreadsWrong(RuntimeError):
     """The workers do not compute with one thread each, so that the table would say nothing."""
 
 
-def measure(console: Console, client: Client, inference: str, seconds: float) -> Scaling:
+def measure(console: Console, client: Client, connect: Connect, seconds: float) -> Scaling:
     """Measures every cell over REST; the number of requests is chosen so that the fastest one takes about `seconds`."""
     _check_threads(client, 1)
-    requests = _requests_for(inference, seconds)
+    requests = _requests_for(connect, seconds)
     scaling = Scaling(requests, {})
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     hidden = not console.is_terminal
@@ -92,21 +95,21 @@ def measure(console: Console, client: Client, inference: str, seconds: float) ->
             client.scale(MODEL_NAME, cell.workers, cell.workers)
             _check_threads(client, cell.workers)
             # The first forwards of a process are slow; each worker gets its share of a few before the clock runs.
-            _send(inference, WARM_UPS * cell.workers, cell.workers)
+            _send(connect, WARM_UPS * cell.workers, cell.workers)
             name = f"{cell.row}, {cell.column}"
             task = progress.add_task(name, total=requests)
-            taken = _send(inference, requests, cell.at_once, partial(progress.advance, task))
+            taken = _send(connect, requests, cell.at_once, partial(progress.advance, task))
             progress.remove_task(task)
             console.print(f"  {name}: {taken:.1f} s", highlight=False)
             scaling.seconds[cell] = taken
     return scaling
 
 
-def _requests_for(inference: str, seconds: float) -> int:
+def _requests_for(connect: Connect, seconds: float) -> int:
     """So many requests that two workers, or one where there is only one core, take about `seconds`."""
-    _send(inference, WARM_UPS, 1)
+    _send(connect, WARM_UPS, 1)
     sent = 2 * WARM_UPS
-    while (taken := _send(inference, sent, 1)) < PILOT_SECONDS:
+    while (taken := _send(connect, sent, 1)) < PILOT_SECONDS:
         sent = math.ceil(1.2 * sent * PILOT_SECONDS / taken)
     fastest = sent / taken * min(2, len(os.sched_getaffinity(0)))
     return math.ceil(MARGIN * fastest * seconds)
@@ -119,7 +122,7 @@ def _check_threads(client: Client, workers: int) -> None:
         raise ThreadsWrong(f"expected {workers} workers with one compute thread each; the daemon's have {threads}")
 
 
-def _send(inference: str, requests: int, at_once: int, on_answer: Callable[[], object] = lambda: None) -> float:
+def _send(connect: Connect, requests: int, at_once: int, on_answer: Callable[[], object] = lambda: None) -> float:
     """Sends the long pair so many times, so many at once over persistent connections; answers the seconds it took."""
     pair = load_pair()
     todo: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -127,7 +130,7 @@ def _send(inference: str, requests: int, at_once: int, on_answer: Callable[[], o
         todo.put(None)
 
     def send() -> None:
-        with closing(RestClient(inference)) as rest:
+        with closing(connect()) as rest:
             while _take(todo):
                 answer = rest.ask(pair)
                 if answer != pair.answer:

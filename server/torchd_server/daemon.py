@@ -7,10 +7,9 @@ import contextlib
 import logging
 import resource
 import signal
-import socket
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torchd_protos import inference_pb2, management_pb2, pool
 from torchd_protos.frames import Call, FrameLimits, Load, Reply
 from torchd_protos.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
 from torchd_protos.management_pb2_grpc import add_ManagementAPIsServiceServicer_to_server
-from torchd_server import errors
+from torchd_server import errors, service_manager
 from torchd_server.accelerators.cpu import ThreadBudget, usable_cores
 from torchd_server.accelerators.cuda import visible_gpus
 from torchd_server.accelerators.ledger import DeviceLedger
@@ -32,20 +31,24 @@ from torchd_server.inference import Inference
 from torchd_server.management import Management, RegisterModel, Rules
 from torchd_server.metrics import Metrics
 from torchd_server.model import Machinery
+from torchd_server.open_inference import OpenInference
 from torchd_server.placement.base import WorkerSpec
 from torchd_server.placement.local import LocalPlacement
 from torchd_server.registry import ModelRegistry
 from torchd_server.run_directory import RunDirectory
-from torchd_server.settings import Address, ModelSettings, ServerSettings
+from torchd_server.settings import ModelSettings, ServerSettings
 from torchd_server.store import ModelStore
+from torchd_server.surfaces import open_inference_grpc
+from torchd_server.surfaces.auth import Access, metrics_access
+from torchd_server.surfaces.edge import Edge
 from torchd_server.surfaces.health_grpc import HealthSurface
 from torchd_server.surfaces.inference_grpc import InferenceSurface
 from torchd_server.surfaces.management_grpc import ManagementSurface
-from torchd_server.surfaces.rest.answers import refusal
-from torchd_server.surfaces.rest.combined import combined
+from torchd_server.surfaces.open_inference_grpc import OpenInferenceSurface
 from torchd_server.surfaces.rest.http1 import Handle, HttpServer
 from torchd_server.surfaces.rest.http1_reader import HttpLimits
-from torchd_server.surfaces.rest.routes import inference_port, management_port, metrics_port
+from torchd_server.surfaces.rest.router import Endpoint
+from torchd_server.surfaces.rest.routes import inference_endpoints, management_port_endpoints, metrics_endpoints, port
 from torchd_server.torchserve.model_config import lenient
 from torchd_server.torchserve.snapshot_keeper import SnapshotKeeper, restore
 from torchd_server.worker import WorkerPlan
@@ -57,10 +60,6 @@ LAST_ANSWERS_SECONDS = 1.0
 FRAME_SLACK_BYTES = 1024 * 1024
 # Of this process's descriptors each REST port may use one in so many: the rest is for gRPC, workers and files.
 CONNECTION_SHARE = 6
-
-
-class AddressInUse(RuntimeError):
-    """Somebody listens there already."""
 
 
 class Core:
@@ -92,6 +91,7 @@ class Core:
             unload_grace_seconds=settings.limits.unload_grace,
         )
         self.inference = Inference(self.registry, settings.limits)
+        self.open_inference = OpenInference(self.registry, self.inference)
         self.management = Management(
             self.registry,
             self.store,
@@ -129,31 +129,40 @@ class Daemon:
         self._settings = settings
         self._run_directory = run_directory
         self._core = Core(settings, run_directory.scratch)
-        names = {
-            "inference": inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name,
-            "management": management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name,
-        }
-        self._health = HealthSurface(self._core.registry, names.values())
-        self._grpc_inference = self._grpc_server(names["inference"])
-        self._grpc_management = self._grpc_server(names["management"])
+        self._edge = Edge(settings, run_directory, self._core.metrics)
+        inference = [inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name]
+        inference += open_inference_grpc.NAMES if settings.open_inference else ()
+        management = [management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name]
+        self._health = HealthSurface(self._core.registry, [*inference, *management])
+        self._grpc_inference = self._grpc_server("grpc_inference", inference, Access.INFERENCE)
+        self._grpc_management = self._grpc_server("grpc_management", management, Access.MANAGEMENT)
         add_InferenceAPIsServiceServicer_to_server(InferenceSurface(self._core.inference), self._grpc_inference)
         add_ManagementAPIsServiceServicer_to_server(ManagementSurface(self._core.management), self._grpc_management)
-        ports = {
-            "inference": (inference_port(self._core.inference), settings.limits.request_bytes),
-            "management": (management_port(self._core.management), settings.limits.management_bytes),
-        }
-        if settings.listeners.metrics_enabled:
-            ports["metrics"] = (metrics_port(self._core.metrics), settings.limits.request_bytes)
-        # The APIs each server answers, by name: several where they have one address.
-        self._rest = {
-            names: self._http_server(
-                combined([ports[name][0] for name in names]), max(ports[name][1] for name in names)
-            )
-            for names in settings.listeners.together(ports)
-        }
+        if settings.open_inference:
+            open_inference_grpc.add_to_server(OpenInferenceSurface(self._core.open_inference), self._grpc_inference)
+        self._rest = self._rest_servers()
         self._snapshots: SnapshotKeeper | None = None
         if settings.snapshots is not None:
             self._snapshots = SnapshotKeeper(settings.snapshots, settings.properties, self._core.management)
+
+    def _rest_servers(self) -> dict[tuple[str, ...], HttpServer]:
+        """The server of each address, by the names of the APIs it answers: several where they have one address."""
+        core, settings = self._core, self._settings
+        apis: dict[str, list[Endpoint]] = {
+            "inference": inference_endpoints(core.inference, core.open_inference, settings.open_inference),
+            "management": management_port_endpoints(core.management, core.open_inference, self._edge.renewal),
+        }
+        if settings.listeners.metrics_enabled:
+            apis["metrics"] = metrics_endpoints(core.metrics, metrics_access(settings))
+        bodies = {"management": settings.limits.management_bytes}
+        return {
+            names: self._http_server(
+                names[0],
+                port([endpoint for name in names for endpoint in apis[name]], self._edge.guard),
+                max(bodies.get(name, settings.limits.request_bytes) for name in names),
+            )
+            for names in settings.listeners.together(apis)
+        }
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serves until SIGTERM or SIGINT, then drains; `ready` is called once everything listens."""
@@ -162,29 +171,32 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: (at_once if stop.is_set() else stop).set())
+        loop.add_signal_handler(signal.SIGHUP, self._edge.reload)
         try:
             await self._start()
             ready()
+            service_manager.notify(self._settings.environment, service_manager.READY)
             await stop.wait()
+            service_manager.notify(self._settings.environment, service_manager.STOPPING)
             logger.info("draining: accepted requests have %g s to finish", self._settings.limits.drain_grace)
         finally:
             await self._stop(at_once)
         logger.info("stopped")
 
     async def _start(self) -> None:
-        """In order: listeners first, so that a taken port fails before a worker exists; then the models; then the
-        addresses are written down, so that whoever reads them finds somebody."""
+        """In order: listeners first, so that a taken port fails before a worker exists or a key file is replaced; then
+        the keys; then the models; then the addresses are written down, so that whoever reads them finds somebody."""
         bound = {}
         for name, server in (("grpc_inference", self._grpc_inference), ("grpc_management", self._grpc_management)):
-            bound[name] = str(self._bind_grpc(server, name, getattr(self._settings.listeners, name)))
+            bound[name] = self._edge.bind_grpc(server, name)
             await server.start()
         for names, rest in self._rest.items():
-            address = f"http://{await self._bind_rest(rest, names[0], getattr(self._settings.listeners, names[0]))}"
-            bound |= dict.fromkeys(names, address)
+            bound |= dict.fromkeys(names, await self._edge.bind_rest(rest, names[0]))
+        self._edge.open()
         await self._load_models()
         if self._snapshots is not None:
             await self._snapshots.start()
-        self._run_directory.announce(bound)
+        self._edge.announce(bound)
         for name, address in bound.items():
             logger.info("%-16s %s", name.replace("_", " "), address)
 
@@ -221,6 +233,7 @@ class Daemon:
         await self._close(0.0)
         if self._snapshots is not None:
             await self._snapshots.stop()
+        self._edge.close()
         self._run_directory.leave()
 
     async def _close(self, grace_seconds: float) -> None:
@@ -230,9 +243,10 @@ class Daemon:
             *(rest.drain(grace_seconds) for rest in self._rest.values()),
         )
 
-    def _grpc_server(self, service: str) -> grpc.aio.Server:
+    def _grpc_server(self, name: str, services: Sequence[str], access: Access) -> grpc.aio.Server:
         limits = self._settings.limits
         server = grpc.aio.server(
+            interceptors=self._edge.interceptors(access),
             options=[
                 ("grpc.so_reuseport", 0),  # else a second daemon would silently share the port
                 ("grpc.max_concurrent_streams", limits.streams_per_connection),
@@ -241,43 +255,28 @@ class Daemon:
                 ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
                 ("grpc.server_handshake_timeout_ms", 10_000),
                 *_connection_ages(self._settings),
-            ]
+            ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = [service, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
-        if self._settings.posture.reflection:
+        names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        if self._settings.posture.reflection and getattr(self._settings.listeners, name).is_loopback:
             for module in (health_pb2, reflection_pb2):
                 pool.add(module.DESCRIPTOR)
+            pool.POOL.AddSerializedFile(open_inference_grpc.torchserves_file())
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server, pool.POOL)
         return server
 
-    def _http_server(self, handle: Handle, body_bytes: int) -> HttpServer:
+    def _http_server(self, name: str, handle: Handle, body_bytes: int) -> HttpServer:
         limits = self._settings.limits
+        gate = self._edge.gate(name, handle)
         return HttpServer(
-            handle,
-            refusal,
+            gate.handle,
+            gate.refuse,
             HttpLimits(
                 body_bytes=body_bytes,
                 connections=min(limits.connections, _descriptors() // CONNECTION_SHARE),
             ),
         )
-
-    @staticmethod
-    def _bind_grpc(server: grpc.aio.Server, name: str, address: Address) -> Address:
-        # Asked for first with a plain socket: gRPC would print its own account of a taken port.
-        try:
-            with socket.create_server((address.host, address.port), family=_family(address)):
-                pass
-            return Address(address.host, server.add_insecure_port(str(address)))
-        except (OSError, RuntimeError) as error:
-            raise _in_use(name, address) from error
-
-    @staticmethod
-    async def _bind_rest(server: HttpServer, name: str, address: Address) -> Address:
-        try:
-            return Address(address.host, await server.start(address.host, address.port))
-        except OSError as error:
-            raise _in_use(name, address) from error
 
 
 def _connection_ages(settings: ServerSettings) -> list[tuple[str, int]]:
@@ -308,18 +307,6 @@ def _descriptors() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return allowed if allowed != resource.RLIM_INFINITY else 1 << 20
-
-
-def _family(address: Address) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address.host else socket.AF_INET
-
-
-def _in_use(name: str, address: Address) -> AddressInUse:
-    flag = f"--{name.replace('_', '-')}-port"
-    return AddressInUse(
-        f"cannot listen on {address}: another program does; stop it, or choose another port "
-        f"({flag} of torchd serve, or the address in config.properties)"
-    )
 
 
 async def serve(settings: ServerSettings, ready: Callable[[], None]) -> None:

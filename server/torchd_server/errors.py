@@ -5,8 +5,10 @@ TorchdError
 |- NotFound: ModelNotFound, VersionNotFound, UrlNotAllowed
 |- ArchiveInvalid
 |- ModelExists, DefaultVersionInUse, ModelApiDisabled
-|- Overloaded: QueueFull
-|- Unavailable: NoWorker, Draining
+ |- Overloaded: QueueFull, TooManyWrongTokens
+ |- Unavailable: NoWorker (NoWorkerToDescribe), Draining
+ |- Unauthorized: InvalidKey
+ |- WrongScope
 |- ModelFailed
 |- LoadFailed: OutOfMemory, SpawnFailed
 |- DeadlineExceeded: DeadlineInQueue
@@ -99,6 +101,26 @@ class ModelApiDisabled(TorchdError):
         super().__init__("Model API disabled: start the server with --enable-model-api to register models through it")
 
 
+class Unauthorized(TorchdError):
+    """No token was shown that this server knows, or one whose time is over."""
+
+
+class InvalidKey(Unauthorized):
+    """The same, and a token of another scope, as TorchServe says it."""
+
+    def __init__(self, what: str = "Authorization") -> None:
+        super().__init__(f"Token {what} failed. Token either incorrect, expired, or not provided correctly")
+
+
+class WrongScope(TorchdError):
+    """The token is good, but for something else."""
+
+    def __init__(self, wanted: str) -> None:
+        super().__init__(
+            f"this token does not open the {wanted} calls; show the {wanted} token (`key_file.json` has it)"
+        )
+
+
 class Overloaded(TorchdError):
     """There is more work than the limits allow."""
 
@@ -116,6 +138,13 @@ class QueueFull(Overloaded):
         )
 
 
+class TooManyWrongTokens(Overloaded):
+    """Somebody tries tokens out."""
+
+    def __init__(self) -> None:
+        super().__init__("too many wrong tokens were shown; try again later, with the right one")
+
+
 class Unavailable(TorchdError):
     """Not now, but perhaps soon."""
 
@@ -125,9 +154,17 @@ class Unavailable(TorchdError):
 class NoWorker(Unavailable):
     """The model has no worker, and none is wanted."""
 
+    asked_for = "inference"
+
     def __init__(self, model: str, version: str) -> None:
         self.model, self.version = model, version
         super().__init__(f"model '{model}' version {version} has no worker; scale it to at least one")
+
+
+class NoWorkerToDescribe(NoWorker):
+    """The handler cannot be asked about itself: no worker has it."""
+
+    asked_for = "describe"
 
 
 class Draining(Unavailable):

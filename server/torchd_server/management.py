@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
+import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from torchd_protos.frames import Call, Header
 from torchd_server import errors
 from torchd_server.metrics import Metrics
 from torchd_server.model import Machinery, ModelState, ModelVersion, VersionStatus
@@ -28,6 +31,14 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 MOST_LISTED = 100
 LAST_CHANGES_SECONDS = 1.0
+# What can change while a model runs: the parameter's name in the API -> the setting's.
+RECONFIGURABLE = {
+    "batch_size": "batch_size",
+    "max_batch_delay": "max_batch_delay_ms",
+    "response_timeout": "response_timeout",
+    "job_queue_size": "job_queue_size",
+    "batch_wait": "batch_wait",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +344,37 @@ class Management:
             raise _not_loaded(model, failure)
         self.on_change()
         return _change(model, version_was_given=bool(version))
+
+    def reconfigure(self, name: str, version: str, changes: Mapping[str, Any]) -> ModelChange:
+        """Changes settings (names of RECONFIGURABLE) of a living version; its workers go on."""
+        self._check_open()
+        model = self._registry.get(name, version)
+        try:
+            model.reconfigure(replace(model.settings, **changes))
+        except SettingInvalid as error:
+            raise errors.BadRequest(str(error)) from error
+        told = ", ".join(f"{key}={value}" for key, value in changes.items())
+        logger.info("settings changed: %s", told, extra={"model": model.name, "version": model.version})
+        self._registry.changed()
+        self.on_change()
+        return _change(model, version_was_given=bool(version))
+
+    async def customized(self, name: str, version: str = "") -> dict[str, Any] | None:
+        """What the handler says of itself; {} if that is no JSON object, None if it says nothing."""
+        call = Call(
+            model=name, version=version, request_id=str(uuid.uuid4()), headers=[Header("describe", "True")], parts=[]
+        )
+        model = self._registry.get(name, version)
+        try:
+            replies = await model.submit(call).answer(self._limits.response_bytes)
+        except errors.NoWorker as error:
+            raise errors.NoWorkerToDescribe(error.model, error.version) from error
+        text = b"".join(reply.body for reply in replies)
+        try:
+            found = json.loads(text) if text else None
+        except (ValueError, RecursionError):
+            found = {}
+        return found if found is None or isinstance(found, dict) else {}
 
     def describe(self, name: str, version: str = "") -> list[VersionStatus]:
         """One version, the default one, or all of them (`version` "all")."""

@@ -38,6 +38,9 @@ class Metrics:
         self._workers = Gauge("torchd_workers", "Workers by state", (*version, "state"), registry=self._registry)
         tasks = Gauge("torchd_tasks", "Asyncio tasks of the daemon", registry=self._registry)
         tasks.set_function(lambda: len(asyncio.all_tasks()))
+        self.tls_reloads = Counter(
+            "torchd_tls_reloads", "Changed certificates, taken or refused", ("outcome",), registry=self._registry
+        )
         self._restarts = Counter(
             "torchd_worker_failures", "Workers that died or could not load", version, registry=self._registry
         )

@@ -231,15 +231,6 @@ class Listeners:
     metrics: Address = Address(LOOPBACK, 8082)
     metrics_enabled: bool = True
 
-    def __post_init__(self) -> None:
-        """Refuses what other machines could reach: there are no tokens yet."""
-        for name in API_NAMES:
-            address: Address = getattr(self, name)
-            if not address.is_loopback:
-                raise SettingInvalid(
-                    name, str(address), "a loopback address: without tokens torchd serves this machine only"
-                )
-
     def together(self, names: Iterable[str]) -> list[tuple[str, ...]]:
         """These APIs, those of one address together; port 0 is another one each time."""
         groups: dict[Address | str, tuple[str, ...]] = {}

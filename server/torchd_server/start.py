@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from torchd_server import logs
+from torchd_server import __version__, logs
+from torchd_server.exposure import exposure
 from torchd_server.run_directory import RunDirectoryTaken, default_run_directory
 from torchd_server.settings import API_NAMES, POSTURES, Address, ServerSettings, SettingInvalid
 from torchd_server.torchserve import background, command_line, config_properties
@@ -26,7 +27,7 @@ from torchd_server.torchserve.command_line import Refused
 from torchd_server.torchserve.pid_file import PidFile, PidFileUnsafe
 from torchd_server.torchserve.sources import Resolved, resolve
 
-VERSION = "0.1.0"
+VERSION = __version__
 TORCHSERVE_VERSION = "0.12.0"  # whose behaviour this command has
 # sysexits.h and errno: what went wrong, for scripts.
 EX_USAGE, EX_CONFIG, EX_IN_USE = 64, 78, 98
@@ -56,8 +57,7 @@ def torchserve(argv: Sequence[str]) -> NoReturn:
         sys.exit(1)
     for note in resolved.notes:
         _note(note)
-    for weakness in _weaknesses(resolved.settings):
-        _note(f"warning: {weakness}")
+    _say_exposure(resolved.settings)
     logs.configure("text", "info")
     for name, level in resolved.log_config.levels.items():
         logging.getLogger(name).setLevel(level.upper())
@@ -84,6 +84,7 @@ def serve(argv: Sequence[str]) -> NoReturn:
     """`torchd serve`: the daemon until it is told to stop."""
     flags = _serve_parser().parse_args(argv)
     settings = _checked(lambda: _serve_settings(flags, os.environ))
+    _say_exposure(settings)
     logs.configure(flags.log_format, flags.log_level)
     _run(settings)
 
@@ -96,12 +97,15 @@ def _run(settings: ServerSettings, ready: Callable[[], None] = lambda: None) -> 
         ready()
 
     from torchd_server import daemon  # gRPC takes a while to import: --help and mistakes do not wait for it
+    from torchd_server.surfaces.edge import AddressInUse
 
     _reset_signals()
     try:
         _runner()(daemon.serve(settings, say_ready))
-    except (RunDirectoryTaken, daemon.AddressInUse) as error:
+    except (RunDirectoryTaken, AddressInUse) as error:
         _refuse(str(error), EX_IN_USE)
+    except SettingInvalid as error:  # a certificate or key that cannot be used
+        _refuse(str(error), EX_CONFIG)
     sys.exit(0)
 
 
@@ -130,11 +134,20 @@ def _serve_parser() -> argparse.ArgumentParser:
         "--models", nargs="+", default=[], metavar="[NAME=]FILE", help="archives to load at start, or all"
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="a config.properties file")
-    parser.add_argument("--host", help=f"address to listen on (loopback only for now; {listeners.inference.host})")
+    parser.add_argument("--host", help=f"address to listen on ({listeners.inference.host}); others need TLS and tokens")
     for name in API_NAMES:
         flag = f"--{name.replace('_', '-')}-port"
         port = getattr(listeners, name).port
         parser.add_argument(flag, type=int, metavar="PORT", help=f"{port}; 0 takes any free port")
+    parser.add_argument(
+        "--token-auth", action=argparse.BooleanOptionalAction, default=None, help="ask callers for tokens (yes)"
+    )
+    parser.add_argument("--tls-certificate", type=Path, metavar="PEM", help="serve TLS on every port, with this")
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="its private key")
+    parser.add_argument("--tls-client-ca", type=Path, metavar="PEM", help="ask clients for certificates of this CA")
+    parser.add_argument(
+        "--insecure-listen", action="store_true", help="let other machines in without TLS or without tokens"
+    )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="lock and addresses of this daemon; 0700")
     parser.add_argument(
         "--worker-threads", type=int, metavar="N", help="compute threads of each worker (its share of the cores)"
@@ -161,17 +174,33 @@ def _serve_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -
         port = getattr(flags, f"{name}_port")
         flag = f"--{name.replace('_', '-')}-port" if flags.host is None else "--host"
         try:
-            chosen = Address(flags.host or address.host, address.port if port is None else port)
+            chosen = replace(address, host=flags.host or address.host, port=address.port if port is None else port)
             settings = replace(settings, listeners=settings.listeners.at(name, chosen))
         except SettingInvalid as error:
             raise SettingInvalid(flag, error.value, error.expected) from error
     if flags.enable_model_api is not None:
         settings = replace(settings, model_api=flags.enable_model_api)
+    settings = _guarded(settings, flags)
     if flags.worker_threads is not None:
         settings = replace(settings, worker_threads=flags.worker_threads)
     if flags.drain_grace is not None:
         settings = replace(settings, limits=replace(settings.limits, drain_grace=flags.drain_grace))
     return _with_store(settings, flags.model_store, flags.models, flags.run_dir, environment)
+
+
+def _guarded(settings: ServerSettings, flags: argparse.Namespace) -> ServerSettings:
+    """With the flags about tokens, TLS and who may reach the daemon."""
+    if flags.token_auth is not None:
+        settings = replace(settings, tokens=replace(settings.tokens, enabled=flags.token_auth))
+    if flags.tls_client_ca is not None:
+        settings = replace(settings, tls=replace(settings.tls, client_ca=flags.tls_client_ca))
+    if flags.tls_certificate is not None or flags.tls_key is not None:
+        tls = replace(settings.tls, certificate=flags.tls_certificate, private_key=flags.tls_key, keystore=None)
+        listeners = settings.listeners
+        for name in API_NAMES:
+            listeners = listeners.at(name, replace(getattr(listeners, name), tls=True))
+        settings = replace(settings, tls=tls, listeners=listeners, grpc_tls=True)
+    return replace(settings, insecure_listen=settings.insecure_listen or flags.insecure_listen)
 
 
 def defaults(name: str, environment: Mapping[str, str]) -> ServerSettings:
@@ -187,14 +216,14 @@ def defaults(name: str, environment: Mapping[str, str]) -> ServerSettings:
     )
 
 
-def _weaknesses(settings: ServerSettings) -> list[str]:
-    """What TorchServe's defaults leave open, one line each."""
-    found = []
-    if not settings.tokens.enabled:
-        found.append("no tokens are asked for: whoever reaches the ports may call")
-    if settings.posture.worker_environment is None and not settings.hidden_environment:
-        found.append("workers see this process's whole environment; torchd serve passes an allow-list on")
-    return found
+def _say_exposure(settings: ServerSettings) -> None:
+    """One line for each weak value; leaves with 78 where the posture does not allow it."""
+    try:
+        weaknesses = exposure(settings)
+    except SettingInvalid as error:
+        _refuse(str(error), EX_CONFIG)
+    for weakness in weaknesses:
+        _note(f"warning: {weakness}")
 
 
 def _with_file(settings: ServerSettings, path: Path | None) -> ServerSettings:

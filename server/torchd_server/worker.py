@@ -182,6 +182,10 @@ class Worker:
                 self._process.kill()
             raise self.dead.result()
 
+    def allow(self, response_timeout: float) -> None:
+        """A batch may take so long from the next one on."""
+        self.plan = replace(self.plan, response_timeout=response_timeout)
+
     async def stop(self, grace_seconds: float) -> None:
         """Lets it finish what it runs, at most `grace_seconds`, then unloads it; returns when the process is gone."""
         if self.state is WorkerState.READY:

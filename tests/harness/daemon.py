@@ -39,7 +39,7 @@ class Daemon:
 
     A context manager: starts on entry, stops by SIGTERM on exit (kills where a test has failed). `arguments` come after
     the command's own; `command` is "torchd" or "torchserve". `config` are lines behind the addresses in the latter's
-    config.properties, which keeps `snapshots` only when told to.
+    config.properties, which keeps `snapshots` only when told to. Without `tokens` callers are asked for none.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Daemon:
         config: Sequence[str] = (),
         snapshots: bool = False,
         variables: Mapping[str, str] | None = None,
+        tokens: bool = False,
     ) -> None:
         self.folder = folder
         self.ports = free_ports(5) if command == "torchserve" else [0] * 5
@@ -64,7 +65,8 @@ class Daemon:
         self.commands = install_commands(folder / "bin")
         self.environment = environment(self.commands, self.scratch) | {"XDG_RUNTIME_DIR": str(folder)}
         self.environment |= variables or {}
-        self.command = [*self._start(command, config, snapshots), *_models(store, models), *arguments]
+        off = [] if tokens else ["--no-token-auth" if command == "torchd" else "--disable-token-auth"]
+        self.command = [*self._start(command, config, snapshots), *off, *_models(store, models), *arguments]
         self.addresses: dict[str, str] = {}
         self._process: subprocess.Popen[str] | None = None
         self._lines: list[str] = []
@@ -131,6 +133,10 @@ class Daemon:
         assert parts.hostname is not None
         assert parts.port is not None
         return parts.hostname, parts.port
+
+    def token(self, scope: str) -> str:
+        """The key of a scope, as its file has it now: "inference", "management" or "API"."""
+        return str(json.loads(Path(self.addresses["key_file"]).read_text())[scope]["key"])
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to the daemon alone."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import IO
 
+from torchd_server import service_manager
 from torchd_server.faults import fault
 from torchd_server.placement.base import Exit, WorkerSpec
 
@@ -38,6 +39,7 @@ class LocalPlacement:
             name: value
             for name, value in environment.items()
             if allow.fullmatch(name) and not (hidden and hide.fullmatch(name))
+            if name not in service_manager.VARIABLES
         }
 
     async def launch(self, spec: WorkerSpec, output: Output) -> LocalProcess:

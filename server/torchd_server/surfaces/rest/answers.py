@@ -57,6 +57,8 @@ def error_answer(error: Exception, request_id: str | None = None) -> HttpRespons
     response = refusal(http_status_of(error), row.sentence(error), row.type, request_id)
     retry = error.retry_after_seconds if isinstance(error, errors.TorchdError) else None
     headers = () if retry is None else (("Retry-After", str(max(1, round(retry)))),)
+    if response.status == 401:
+        headers = (*headers, ("WWW-Authenticate", 'Bearer realm="torchd"'))
     response.headers = (*response.headers, ("x-torchd-reason", row.reason), *headers)
     return response
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from http import HTTPStatus
 from typing import cast
 
 from torchd_server.surfaces.rest.http1_reader import HttpLimits, HttpRequest, Phase, RequestReader
+from torchd_server.surfaces.rest.tls_listener import TlsListener
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ SLICE_BYTES = 64 * 1024
 JOIN_BYTES = 16 * 1024
 MAX_ANSWER_HEAD_BYTES = 64 * 1024
 
+BACKLOG = 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -65,8 +68,9 @@ class HttpConnection(asyncio.Protocol):
     half-close and still answered (K11), and a closed client is only noticed when writing to it fails.
     """
 
-    def __init__(self, server: HttpServer) -> None:
+    def __init__(self, server: HttpServer, handle: Handle | None = None) -> None:
         self._server = server
+        self._handle = handle or server.handle
         self._limits = server.limits
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -181,7 +185,7 @@ class HttpConnection(asyncio.Protocol):
     async def _answer(self, request: HttpRequest) -> bool:
         """Answer one request; False if the connection must close after it."""
         try:
-            response = await self._server.handle(request)
+            response = await self._handle(request)
         except Exception:
             logger.exception("%s %s failed", request.method, request.path[:200])
             response = self._refuse(500, "an internal error; the server's log has it")
@@ -284,6 +288,9 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
             return
         self._watch(Phase.CLOSING, self._limits.linger_timeout)
+        if not self._transport.can_write_eof():  # TLS, whose own good-bye reads on until the client has said its
+            self._transport.close()
+            return
         self._transport.write_eof()
         self._resume_reading()
 
@@ -365,6 +372,7 @@ class HttpServer:
         self.answer_half_closed = answer_half_closed
         self.is_draining = False
         self._listener: asyncio.Server | None = None
+        self._tls_listener: TlsListener | None = None
         self._connections: set[HttpConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -381,20 +389,38 @@ class HttpServer:
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the bound port; a backlog of 1024 lets a thousand clients reconnect at once (K17)."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(lambda: HttpConnection(self), host, port, backlog=1024)
+        self._listener = await loop.create_server(lambda: HttpConnection(self), host, port, backlog=BACKLOG)
         bound: int = self._listener.sockets[0].getsockname()[1]
         return bound
 
-    def stop_accepting(self) -> None:
+    async def listen(
+        self, listening: socket.socket, context: Callable[[], ssl.SSLContext] | None = None, plain: Handle | None = None
+    ) -> None:
+        """Listen on a bound socket; with `context` by TLS, and `plain` answers who speaks HTTP without it."""
+        listening.setblocking(False)
+        if context is None:
+            loop = asyncio.get_running_loop()
+            create = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
+            self._listener = await create(lambda: HttpConnection(self), sock=listening, backlog=BACKLOG)
+            return
+        listening.listen(BACKLOG)
+        self._tls_listener = TlsListener(
+            context, lambda: HttpConnection(self), lambda: HttpConnection(self, plain), self.limits.connections
+        )
+        self._tls_listener.start(listening)
+
+    async def stop_accepting(self) -> None:
         """Close the listening socket; open connections go on."""
         if self._listener is not None:
             self._listener.close()
+        if self._tls_listener is not None:
+            await self._tls_listener.close()
 
     async def drain(self, grace_seconds: float) -> None:
         """Stop in order: no new connections, so that the number only falls; idle ones closed, since nobody waits on
         them; busy ones finish their answer and say `connection: close`; past the grace the rest is broken off."""
         self.is_draining = True
-        self.stop_accepting()
+        await self.stop_accepting()
         for connection in tuple(self._connections):
             connection.close_if_idle()
         if self._tasks:

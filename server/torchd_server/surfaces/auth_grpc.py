@@ -1,0 +1,43 @@
+"""The guard in front of a gRPC server: a method needs its port's access, unless its service is open."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+
+from torchd_server import errors
+from torchd_server.surfaces.auth import Access, Guard
+from torchd_server.surfaces.status import abort
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
+
+
+class TokenInterceptor(grpc.aio.ServerInterceptor):
+    """Asks before a method is looked up, so that a stranger does not even learn which there are."""
+
+    def __init__(self, guard: Guard, access: Access, open_services: frozenset[str]) -> None:
+        self._guard = guard
+        self._access = access
+        self._open_services = open_services
+
+    async def intercept_service(self, continuation: Continuation, details: grpc.HandlerCallDetails) -> Handler | None:
+        """The method's own handler, or one that only refuses."""
+        service = details.method.rpartition("/")[0].removeprefix("/")
+        if service not in self._open_services:
+            shown = [str(value) for name, value in details.invocation_metadata or () if name == "authorization"]
+            try:
+                self._guard.check(self._access, shown)
+            except errors.TorchdError as error:
+                return _refuses(error)
+        return await continuation(details)
+
+
+def _refuses(error: errors.TorchdError) -> Handler:
+    # Streams both ways whatever the method is: it needs no message to answer, and waits for none.
+    async def refuse(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await abort(context, error)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
