@@ -14,9 +14,9 @@ from torchd_server.settings import LogFiles, RegisteredModel, ServerSettings, Se
 from torchd_server.settings import ModelSettings as Model
 from torchd_server.torchserve import snapshot
 from torchd_server.torchserve.command_line import Flags, Refused, parse
-from torchd_server.torchserve.config_properties import KEYS
+from torchd_server.torchserve.config_properties import KEYS, apply
 from torchd_server.torchserve.properties_format import parse as parse_properties
-from torchd_server.torchserve.sources import Resolved, resolve
+from torchd_server.torchserve.sources import Resolved, from_file, resolve
 
 
 @pytest.fixture
@@ -92,6 +92,13 @@ def test_names_between_dollars_are_the_environments(place: Path) -> None:
     assert found.properties["job_queue_size"] == "1$$ZEROS$$"  # what a variable holds is not written into snapshots
     with pytest.raises(SettingInvalid, match="ZEROS, which is not set"):
         resolved(place, "--ncs", STORE="store")
+
+
+def test_torchd_serve_reads_a_file_in_the_same_way(place: Path) -> None:
+    (place / "c.properties").write_text("job_queue_size=$$SIZE$$\nenable_envvars_config=true\n")
+    given = from_file(place / "c.properties", {"SIZE": "5", "TS_NUMBER_OF_GPU": "0"})
+    settings = apply(ServerSettings(), given).settings
+    assert (settings.model_defaults.job_queue_size, settings.gpus) == (5, 0)
 
 
 def test_exactly_torchserves_variables_are_read(place: Path) -> None:
