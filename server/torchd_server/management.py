@@ -232,7 +232,7 @@ class Management:
         if is_guess and settings.min_workers > 1 and self._rules.available_memory is not None:
             model.scale(1, settings.max_workers)
             self._growing[model] = settings.min_workers
-            self._change(self._grow(model, model.settings, settings.min_workers, self._rules.available_memory))
+            self._change(self._grow(model, settings.min_workers, self._rules.available_memory))
         else:
             model.scale(settings.min_workers, settings.max_workers)
         return model
@@ -278,22 +278,22 @@ class Management:
             logger.warning("model-config.yaml of %s: %s", name, warning)
         return read
 
-    async def _grow(self, model: ModelVersion, first: ModelSettings, wanted: int, available: Callable[[], int]) -> None:
+    async def _grow(self, model: ModelVersion, wanted: int, available: Callable[[], int]) -> None:
         """Once the first worker shows what one takes, starts as many more as there is memory for."""
         while await model.settle() is not None:
             if model.state is ModelState.FAILED:
                 return
         memory = max((worker.memory_bytes for worker in model.describe(False).workers), default=0)
-        if self._draining or model.settings is not first or not memory:
+        if self._draining or model not in self._growing:
             return  # somebody else has scaled or removed it meanwhile
-        room = 1 + available() // memory
+        room = 1 + available() // memory if memory else wanted
         if room < wanted:
             logger.warning(
                 "%d workers instead of %d: one takes %d MiB, and there is no memory for more",
                 *(room, wanted, memory >> 20),
                 extra={"model": model.name, "version": model.version},
             )
-        model.scale(min(wanted, room), first.max_workers)
+        model.scale(min(wanted, room), model.settings.max_workers)
         self._growing.pop(model, None)
         self.on_change()
 
