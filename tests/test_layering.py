@@ -24,6 +24,7 @@ FLOORS = {
     "start": 13,
     "switch_commands": 13,
     "daemon": 12,
+    "plugins": 11,
     "surfaces": 11,
     "torchserve": 10,
     "inference": 9,

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import resource
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -21,7 +22,7 @@ from torchd_protos import inference_pb2, management_pb2, pool
 from torchd_protos.frames import Call, FrameLimits, Load, Reply
 from torchd_protos.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
 from torchd_protos.management_pb2_grpc import add_ManagementAPIsServiceServicer_to_server
-from torchd_server import errors, service_manager
+from torchd_server import errors, logs, plugins, service_manager
 from torchd_server.accelerators.cpu import ThreadBudget, usable_cores
 from torchd_server.accelerators.cuda import visible_gpus
 from torchd_server.accelerators.ledger import DeviceLedger
@@ -34,11 +35,13 @@ from torchd_server.model import Machinery
 from torchd_server.open_inference import OpenInference
 from torchd_server.placement.base import WorkerSpec
 from torchd_server.placement.local import LocalPlacement
+from torchd_server.plugins import Served
 from torchd_server.registry import ModelRegistry
 from torchd_server.run_directory import RunDirectory
-from torchd_server.settings import ModelSettings, ServerSettings
+from torchd_server.settings import ModelSettings, ServerSettings, TorchServeMetrics
 from torchd_server.store import ModelStore
 from torchd_server.surfaces import open_inference_grpc
+from torchd_server.surfaces.access import AccessInterceptor, observed
 from torchd_server.surfaces.auth import Access, metrics_access
 from torchd_server.surfaces.edge import Edge
 from torchd_server.surfaces.health_grpc import HealthSurface
@@ -49,8 +52,13 @@ from torchd_server.surfaces.rest.http1 import Handle, HttpServer
 from torchd_server.surfaces.rest.http1_reader import HttpLimits
 from torchd_server.surfaces.rest.router import Endpoint
 from torchd_server.surfaces.rest.routes import inference_endpoints, management_port_endpoints, metrics_endpoints, port
+from torchd_server.torchserve import metrics_config
+from torchd_server.torchserve.access_log import AccessLog
+from torchd_server.torchserve.metrics_log import MetricsLog
 from torchd_server.torchserve.model_config import lenient
+from torchd_server.torchserve.recorder import Recorder
 from torchd_server.torchserve.snapshot_keeper import SnapshotKeeper, restore
+from torchd_server.torchserve.system_metrics import SystemMetrics, gpu_tool
 from torchd_server.worker import WorkerPlan
 
 logger = logging.getLogger(__name__)
@@ -66,7 +74,12 @@ class Core:
     """Everything below the surfaces."""
 
     def __init__(self, settings: ServerSettings, scratch: Path) -> None:
-        self.metrics = Metrics()
+        measured = settings.torchserve_metrics
+        config = _metrics_config(measured)
+        metrics_log = MetricsLog(logs.write, socket.gethostname()) if settings.log_files.metrics is not None else None
+        self.recorder = Recorder(measured.mode, config, measured.auto_detect, socket.gethostname(), metrics_log)
+        own = settings.posture.own_metrics or measured.mode != "log"
+        self.metrics = Metrics(self.recorder, own, logs.dropped)
         self.registry = ModelRegistry()
         self.store = ModelStore(settings.model_store, scratch)
         gpus = visible_gpus(settings.environment)[: settings.gpus]
@@ -83,6 +96,7 @@ class Core:
                 max_response_bytes=settings.limits.response_bytes,
                 limit_image_pixels=settings.limit_image_pixels,
                 service_envelope=settings.service_envelope,
+                metrics_json=config.handlers_json(),
                 sequence_header_id=settings.sequence_headers.id,
                 sequence_header_start=settings.sequence_headers.start,
                 sequence_header_end=settings.sequence_headers.end,
@@ -112,6 +126,15 @@ class Core:
         )
 
 
+def _metrics_config(settings: TorchServeMetrics) -> metrics_config.MetricsConfig:
+    """A file that cannot be used is said, and the server runs with TorchServe's own metrics."""
+    try:
+        return metrics_config.read(settings.config)
+    except metrics_config.MetricsConfigInvalid as error:
+        logger.error("%s; TorchServe's own metrics are recorded instead", error)
+        return metrics_config.read(None)
+
+
 def _planner(settings: ServerSettings) -> Callable[[WorkerSpec, Load, ModelSettings], WorkerPlan]:
     limits = FrameLimits(payload=settings.limits.response_bytes + FRAME_SLACK_BYTES)
 
@@ -128,8 +151,13 @@ class Daemon:
     def __init__(self, settings: ServerSettings, run_directory: RunDirectory) -> None:
         self._settings = settings
         self._run_directory = run_directory
+        self._plugins = plugins.load(settings.plugins)
+        self._plugins.install()
         self._core = Core(settings, run_directory.scratch)
-        self._edge = Edge(settings, run_directory, self._core.metrics)
+        self._access_log = AccessLog(logs.write) if settings.log_files.logs is not None else None
+        self._system_metrics: asyncio.Task[None] | None = None
+        guard = self._plugins.auth(settings) if self._plugins.auth is not None else None
+        self._edge = Edge(settings, run_directory, self._core.metrics, guard)
         inference = [inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name]
         inference += open_inference_grpc.NAMES if settings.open_inference else ()
         management = [management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name]
@@ -154,6 +182,10 @@ class Daemon:
         }
         if settings.listeners.metrics_enabled:
             apis["metrics"] = metrics_endpoints(core.metrics, metrics_access(settings))
+        served = Served(core.inference, core.management)
+        for name, added in self._plugins.endpoints_of(served).items():
+            if name in apis:
+                apis[name] = [*added, *apis[name]]  # a plug-in's endpoint may stand in for ours, as in TorchServe
         bodies = {"management": settings.limits.management_bytes}
         return {
             names: self._http_server(
@@ -193,12 +225,20 @@ class Daemon:
         for names, rest in self._rest.items():
             bound |= dict.fromkeys(names, await self._edge.bind_rest(rest, names[0]))
         self._edge.open()
+        self._measure_system()
         await self._load_models()
         if self._snapshots is not None:
             await self._snapshots.start()
         self._edge.announce(bound)
         for name, address in bound.items():
             logger.info("%-16s %s", name.replace("_", " "), address)
+
+    def _measure_system(self) -> None:
+        measured = self._settings.torchserve_metrics
+        if measured.system:
+            tool = gpu_tool(self._settings.environment.get("PATH"))
+            system = SystemMetrics(self._core.recorder.system, measured.interval_seconds, tool)
+            self._system_metrics = asyncio.create_task(system.run())
 
     async def _load_models(self) -> None:
         """One model that cannot be registered does not stop the others."""
@@ -220,6 +260,8 @@ class Daemon:
         """In order: say so (readiness), refuse new work, let accepted work finish, end what is left with a typed error,
         end the workers, let the last answers out, close, give the run directory back. Listeners stay open until the end
         so that new callers get a reason and not a refused connection."""
+        if self._system_metrics is not None:
+            self._system_metrics.cancel()
         self._health.drain()
         self._core.inference.drain()
         end = time.monotonic() + self._settings.limits.drain_grace
@@ -245,8 +287,9 @@ class Daemon:
 
     def _grpc_server(self, name: str, services: Sequence[str], access: Access) -> grpc.aio.Server:
         limits = self._settings.limits
+        interceptors = [] if self._access_log is None else [AccessInterceptor(self._access_log.grpc)]
         server = grpc.aio.server(
-            interceptors=self._edge.interceptors(access),
+            interceptors=[*interceptors, *self._edge.interceptors(access)],
             options=[
                 ("grpc.so_reuseport", 0),  # else a second daemon would silently share the port
                 ("grpc.max_concurrent_streams", limits.streams_per_connection),
@@ -270,13 +313,18 @@ class Daemon:
         limits = self._settings.limits
         gate = self._edge.gate(name, handle)
         return HttpServer(
-            gate.handle,
+            observed(gate.handle, self._http_answered),
             gate.refuse,
             HttpLimits(
                 body_bytes=body_bytes,
                 connections=min(limits.connections, _descriptors() // CONNECTION_SHARE),
             ),
         )
+
+    def _http_answered(self, peer: str, method: str, target: str, version: str, status: int, seconds: float) -> None:
+        self._core.recorder.http_answered(status)
+        if self._access_log is not None:
+            self._access_log.http(peer, method, target, version, status, seconds)
 
 
 def _connection_ages(settings: ServerSettings) -> list[tuple[str, int]]:

@@ -150,6 +150,7 @@ class ModelVersion:
 
     def submit(self, call: Call) -> Request:
         """Accepts a request, or refuses it at once: QueueFull, NoWorker, ModelFailed, Draining."""
+        self._metrics.requested(call.version)
         if self._draining:
             raise errors.Draining(f"model '{self.name}' version {self.version}")
         if self._pool.given_up is not None:
@@ -286,7 +287,10 @@ class ModelVersion:
     def _request_done(self, request: Request) -> None:
         self._unfinished.discard(request)
         self._metrics.outcome("ok" if request.error is None else type(request.error).__name__)
-        self._metrics.total_seconds(request.replied_at - request.received_at)
+        total_seconds = request.replied_at - request.received_at
+        self._metrics.total_seconds(total_seconds)
+        if request.error is None:
+            self._metrics.answered(request.call.version, request.sent_at - request.received_at, total_seconds)
         if not self._unfinished:
             self._nothing_left.set()
 

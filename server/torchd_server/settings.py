@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,10 @@ _RANGES = {
     "parallel_level": (0, 1024),
 }
 _SWITCHES = ("continuous_batching", "sequence_batching", "async_communication", "use_job_ticket", "use_venv")
-_CHOICES = {
-    "batch_wait": ("adaptive", "full"),
+# Rules by which a batch waits; plug-ins may add theirs (plugins.py).
+BATCH_WAITS = ["adaptive", "full"]
+_CHOICES: dict[str, Sequence[str]] = {
+    "batch_wait": BATCH_WAITS,
     "device_type": ("", "cpu", "gpu"),
     "runtime": ("python", "python3"),
     "parallel_type": ("", "pp", "tp", "pptp", "custom"),
@@ -293,6 +295,13 @@ class TorchServeMetrics:
     system: bool = True
     interval_seconds: float = 60.0
 
+    def __post_init__(self) -> None:
+        """Checks the mode and the interval."""
+        if self.mode not in METRICS_MODES:
+            raise SettingInvalid("metrics_mode", self.mode, " or ".join(METRICS_MODES))
+        if not 1 <= self.interval_seconds <= 86_400:
+            raise SettingInvalid("metric_time_interval", self.interval_seconds, "seconds from 1 to 86400")
+
 
 @dataclass(frozen=True, slots=True)
 class LogFiles:
@@ -327,6 +336,9 @@ class Posture:
     limits: Limits
     # A key of model-config.yaml whose value will not do is ignored with a warning, as in TorchServe; else refused.
     lenient_model_config: bool = False
+    # Where TorchServe's metrics go (metrics_mode), and whether /metrics has the torchd_* families in every mode.
+    metrics_mode: str = "prometheus"
+    own_metrics: bool = True
 
 
 _WORKER_ENVIRONMENT = (
@@ -346,6 +358,8 @@ POSTURES = {
         None,
         Limits(request_bytes=6_553_500, response_bytes=6_553_500),
         lenient_model_config=True,
+        metrics_mode="log",
+        own_metrics=False,
     ),
 }
 
@@ -391,6 +405,8 @@ class ServerSettings:
     snapshot: Mapping[str, Any] | None = None
     unregister_timeout: int = 120
     open_inference: bool = True
+    # Installed plug-ins to load, by the names of their entry points; none is loaded unasked.
+    plugins: tuple[str, ...] = ()
     # gRPC connections are closed after so many seconds, their calls after so many more; None never.
     grpc_connection_age: float | None = None
     grpc_connection_grace: float | None = None

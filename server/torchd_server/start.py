@@ -21,8 +21,16 @@ from typing import NoReturn, TypeVar
 from torchd_server import __version__, logs
 from torchd_server.exposure import exposure
 from torchd_server.run_directory import RunDirectoryTaken, default_run_directory
-from torchd_server.settings import API_NAMES, POSTURES, Address, ServerSettings, SettingInvalid
-from torchd_server.torchserve import background, command_line, config_properties
+from torchd_server.settings import (
+    API_NAMES,
+    POSTURES,
+    Address,
+    LogFiles,
+    ServerSettings,
+    SettingInvalid,
+    TorchServeMetrics,
+)
+from torchd_server.torchserve import background, command_line, config_properties, log_files
 from torchd_server.torchserve.command_line import Refused
 from torchd_server.torchserve.pid_file import PidFile, PidFileUnsafe
 from torchd_server.torchserve.sources import Resolved, from_file, resolve
@@ -58,7 +66,7 @@ def torchserve(argv: Sequence[str]) -> NoReturn:
     for note in resolved.notes:
         _note(note)
     _say_exposure(resolved.settings)
-    logs.configure("text", "info")
+    _open_logs(resolved.settings)
     for name, level in resolved.log_config.levels.items():
         logging.getLogger(name).setLevel(level.upper())
     _run_with_pid_file(resolved.settings, pid_file, flags.ready_fd)
@@ -80,6 +88,16 @@ def _run_with_pid_file(settings: ServerSettings, pid_file: PidFile, ready_fd: in
         pid_file.remove(os.getpid())
 
 
+def _open_logs(settings: ServerSettings) -> None:
+    """TorchServe's console and files; a folder that cannot be written costs the files, not the server."""
+    try:
+        handlers = log_files.handlers(settings.log_files)
+    except log_files.LogFolderUnusable as error:
+        _note(f"warning: {error}; there will be no log files")
+        handlers = log_files.handlers(LogFiles())
+    logs.start(handlers, "info")
+
+
 def serve(argv: Sequence[str]) -> NoReturn:
     """`torchd serve`: the daemon until it is told to stop."""
     flags = _serve_parser().parse_args(argv)
@@ -93,7 +111,9 @@ def _run(settings: ServerSettings, ready: Callable[[], None] = lambda: None) -> 
     """Runs the daemon to its end and turns what stopped it into an exit status."""
 
     def say_ready() -> None:
-        print(READY_LINE, flush=True)
+        # In one write: the log's thread may be at the same descriptor.
+        sys.stdout.write(f"{READY_LINE}\n")
+        sys.stdout.flush()
         ready()
 
     from torchd_server import daemon  # gRPC takes a while to import: --help and mistakes do not wait for it
@@ -104,9 +124,15 @@ def _run(settings: ServerSettings, ready: Callable[[], None] = lambda: None) -> 
         _runner()(daemon.serve(settings, say_ready))
     except (RunDirectoryTaken, AddressInUse) as error:
         _refuse(str(error), EX_IN_USE)
-    except SettingInvalid as error:  # a certificate or key that cannot be used
+    except SettingInvalid as error:  # a certificate or key that cannot be used, a plug-in that nobody knew before
         _refuse(str(error), EX_CONFIG)
     sys.exit(0)
+
+
+def _say_ready() -> None:
+    """In one write: the log's thread may be at the same descriptor."""
+    sys.stdout.write(f"{READY_LINE}\n")
+    sys.stdout.flush()
 
 
 def _runner() -> Callable[..., object]:
@@ -161,6 +187,9 @@ def _serve_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--enable-model-api", action=argparse.BooleanOptionalAction, help="let clients register models (yes)"
     )
+    parser.add_argument(
+        "--plugins", nargs="+", default=[], metavar="NAME", help="installed plug-ins to load (docs/plugins.md)"
+    )
     parser.add_argument("--log-format", choices=logs.FORMATS, default="text")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser
@@ -181,6 +210,8 @@ def _serve_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -
     if flags.enable_model_api is not None:
         settings = replace(settings, model_api=flags.enable_model_api)
     settings = _guarded(settings, flags)
+    if flags.plugins:
+        settings = replace(settings, plugins=tuple(flags.plugins))
     if flags.worker_threads is not None:
         settings = replace(settings, worker_threads=flags.worker_threads)
     if flags.drain_grace is not None:
@@ -211,6 +242,7 @@ def defaults(name: str, environment: Mapping[str, str]) -> ServerSettings:
         limits=posture.limits,
         model_api=posture.model_api,
         allowed_urls=posture.allowed_urls,
+        torchserve_metrics=TorchServeMetrics(mode=posture.metrics_mode),
         environment=dict(environment),
         worker_threads=_threads_of(environment),
     )

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 from faults.arena import wait_workers
 from harness.daemon import Daemon
-from harness.surfaces import RestSurface
+from harness.eventually import eventually
+from harness.surfaces import RestSurface, open_channel
 
 from torchd_archiver.packing import PackRequest, pack
+from torchd_protos import open_inference_pb2 as pb
 
 HERE = Path(__file__).parent
 HANDLER = HERE.parent / "models" / "tensors" / "handler.py"
@@ -73,6 +75,32 @@ def test_tritons_grpc_client_works_unmodified(daemon: Daemon) -> None:
 
 def test_tritons_http_client_works_unmodified(daemon: Daemon) -> None:
     run(sys.executable, "triton_http.py", "{}:{}".format(*daemon.host_and_port("inference")))
+
+
+def test_a_stream_that_is_left_takes_its_requests_back(daemon: Daemon) -> None:
+    """Those that run and those that wait: nobody works for a client that has gone."""
+    tensor = pb.ModelInferRequest.InferInputTensor(
+        name="a", datatype="INT8", shape=[1], contents=pb.InferTensorContents(int_contents=[1])
+    )
+    request = pb.ModelInferRequest(
+        model_name="tensors", inputs=[tensor], parameters={"do": pb.InferParameter(string_param="wait")}
+    )
+    rest = RestSurface(daemon)
+
+    def pending() -> int:
+        return int(rest.describe("tensors").json()[0]["jobQueueStatus"]["pendingRequests"])
+
+    with open_channel(daemon, "grpc_inference") as channel:
+        stream = channel.stream_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        )(iter([request] * 5))
+        eventually(lambda: pending() == 4)
+        stream.cancel()
+        eventually(lambda: pending() == 0)
+    answer = rest.request("POST", "/v2/models/tensors/infer", b'{"inputs": []}')
+    assert answer.json()["outputs"] == []
 
 
 @pytest.mark.timeout(700)

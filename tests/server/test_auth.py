@@ -111,6 +111,14 @@ def test_ten_thousand_wrong_tokens_are_slowed_down_and_hurt_nobody(caplog: pytes
     assert "9900 more before it" in caplog.text
 
 
+def test_torchserves_answer_stays_the_same_however_many_there_are(caplog: pytest.LogCaptureFixture) -> None:
+    door = guard(Now(), True)
+    for number in range(WRONG_BURST * 2):
+        with pytest.raises(errors.InvalidKey):
+            door.check(Access.INFERENCE, [f"Bearer guess-{number}"])
+    assert len(caplog.records) == WRONG_BURST
+
+
 def test_who_shows_nothing_or_an_expired_token_is_not_counted() -> None:
     now = Now()
     door = guard(now)

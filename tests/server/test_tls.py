@@ -124,7 +124,7 @@ def test_what_cannot_be_used_is_named_with_the_way_out(authority: Authority, tmp
         (Tls(keystore=junk), "keytool -importkeystore"),
         (Tls(keystore=authority.keystore("locked"), keystore_password="wrong"), "keystore_pass"),
         (Tls(keystore=junk, keystore_type="JKS"), "keytool -importkeystore"),
-        (Tls(certificate, key, client_ca=junk), "certificate_file|client_ca"),
+        (Tls(certificate, key, client_ca=junk), "client_ca: .* certificates of authorities"),
     ):
         with pytest.raises(SettingInvalid, match=words):
             load(tls)
@@ -147,7 +147,7 @@ def test_a_new_pair_is_shown_to_the_next_client_and_a_bad_one_to_nobody(authorit
     assert shown() == "second"
     assert handshake(living, believing(authority))[1] == "first"  # who holds a connection keeps it
     third, other = authority.pair("third"), authority.pair("other")
-    for bad in ((third[0], other[1]), (third[0], Path("/dev/null"))):
+    for bad in ((third[0], other[1]), (third[0], Path("/dev/null")), authority.pair("expired", days=-1)):
         put(bad)
         assert shown() == "second"
     certificate.write_bytes(third[0].read_bytes()[:200])
@@ -156,7 +156,7 @@ def test_a_new_pair_is_shown_to_the_next_client_and_a_bad_one_to_nobody(authorit
     assert shown() == "second"
     put(third)
     assert shown() == "third"
-    assert [one and one.name for one in seen] == ["localhost", None, None, None, None, "localhost"]
+    assert [one and one.name for one in seen] == ["localhost", None, None, None, None, None, "localhost"]
 
 
 def test_reload_reads_files_whose_marks_say_nothing(authority: Authority, tmp_path: Path) -> None:

@@ -36,12 +36,13 @@ class Worker:
         self._channel = channel
         self._incarnation = incarnation
         self._rank = rank
+        self._logs = LogForwarder(channel)
 
     def run(self) -> int:
         """Lives; gives the exit status. The end of the socket ends the process from the reader thread."""
         self._channel.start()
         self._channel.send(Hello(PROTOCOL_VERSION, self._incarnation, self._rank, os.getpid()))
-        _forward_logs(self._channel)
+        _forward_logs(self._logs)
         match self._channel.receive():
             case Load() as load:
                 return self._serve(load)
@@ -72,7 +73,8 @@ class Worker:
     def _load(self, load: Load, threads: ComputeThreads) -> Handler | None:
         self._channel.send(Progress(0, f"loading {load.handler}"))
         try:
-            context = context_for(load, Metrics(self._channel.send, load.model))
+            context = context_for(load, Metrics(self._channel.send, load.model, load.metrics_json))
+            self._logs.follow(context)
             context.send_chunk = ChunkSender(self._channel, load.max_response_bytes).send
             return load_handler(load.handler, context, threads)
         except BaseException as error:  # user code may raise anything, SystemExit too
@@ -84,7 +86,7 @@ class Worker:
         return 0
 
 
-def _forward_logs(channel: Channel) -> None:
+def _forward_logs(forwarder: LogForwarder) -> None:
     root = logging.getLogger()
     root.setLevel(logging.INFO)
-    root.addHandler(LogForwarder(channel))
+    root.addHandler(forwarder)

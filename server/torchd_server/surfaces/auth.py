@@ -110,21 +110,27 @@ class TokenGuard:
             raise self._refusal(access, errors.WrongScope(access.value))
         if expired:
             raise self._refusal(access, errors.Unauthorized("the token has expired; read the new one, or renew it"))
-        self._count(shown, now)
-        raise self._refusal(access, errors.Unauthorized(_HOW.format(access=access.value)))
+        wrong = (
+            errors.Unauthorized(_HOW.format(access=access.value))
+            if self._count(shown, now)
+            else errors.TooManyWrongTokens()
+        )
+        raise self._refusal(access, wrong)
 
     def _refusal(self, access: Access, error: errors.TorchdError) -> errors.TorchdError:
         if not self._torchserve_answers:
             return error
         return errors.InvalidKey("Authentication" if access is Access.ADMIN else "Authorization")
 
-    def _count(self, shown: bytes, now: float) -> None:
+    def _count(self, shown: bytes, now: float) -> bool:
+        """Whether there were not too many lately; one line in the log for each of those."""
         if not self._wrong.take(now):
             self._unsaid += 1
-            raise errors.TooManyWrongTokens
+            return False
         more = f"; {self._unsaid} more before it" if self._unsaid else ""
         self._unsaid = 0
         logger.warning("a wrong token was shown (its hash begins with %s)%s", shown.hex()[:8], more)
+        return True
 
 
 _HOW = "no valid token was shown; send `Authorization: Bearer TOKEN` with the {access} token of the key file"

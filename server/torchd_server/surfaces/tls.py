@@ -66,11 +66,13 @@ def load(tls: Tls, hosts: tuple[str, ...] = ()) -> Certificate:
             "TLS without a certificate: a self-signed one was made for %s; clients cannot know this server by it",
             ", ".join(hosts) or "localhost",
         )
-    certificate = Certificate(chain, key, client_ca, _name_of(chain, str(tls.certificate or tls.keystore)))
+    where = str(tls.certificate or tls.keystore)
+    certificate = Certificate(chain, key, client_ca, _name_of(chain, where))
+    if client_ca is not None and b"BEGIN CERTIFICATE" not in client_ca:
+        raise SettingInvalid("client_ca", str(tls.client_ca), "a PEM file with the certificates of authorities")
     try:
         context_of(certificate)
     except (ssl.SSLError, ValueError) as error:
-        where = str(tls.certificate or tls.keystore)
         raise SettingInvalid(
             "certificate_file", where, f"a certificate and the key that belongs to it ({error})"
         ) from error
@@ -231,6 +233,7 @@ class TlsFiles:
             self._mark = mark
             try:
                 certificate = load(self._tls, self._hosts)
+                _check_time(certificate)
             except SettingInvalid as error:
                 logger.error("the new certificate or key cannot be used, the old ones stay: %s", error)
                 self._on_change(None)
@@ -244,6 +247,15 @@ class TlsFiles:
 
     def _look(self) -> Mark:
         return tuple(_mark_of(path) for path in self._paths)
+
+
+def _check_time(certificate: Certificate) -> None:
+    """At start an expired certificate is the operator's; in place of a good one it is a mistake."""
+    end = x509.load_pem_x509_certificate(certificate.chain).not_valid_after_utc
+    if end < datetime.now(UTC):
+        raise SettingInvalid(
+            "certificate_file", f"expired at {end:%Y-%m-%d %H:%M:%S} UTC", "a certificate that is good now"
+        )
 
 
 def _mark_of(path: Path | None) -> tuple[int, int, int] | None:

@@ -170,6 +170,7 @@ KEYS: dict[str, Key] = {
             "minutes a token holds",
             env="TS_TOKEN_EXPIRATION_TIME_MIN",
         ),
+        _key("plugins", "plugins", entries, "installed plug-ins to load, by name, between commas", env=False),
         _key("enable_model_api", "model_api", switch, "true lets clients register and unregister models"),
         _key("ts_header_key_sequence_id", "sequence_headers.id", text, "header that names a sequence"),
         _key("ts_header_key_sequence_start", "sequence_headers.start", text, "header that starts one"),

@@ -1,14 +1,14 @@
 """Answers the Open Inference Protocol by itself: each input comes back as an output named after it, `_out` added."""
 
+import time
+
 from torchd_workers.streaming import send_intermediate_predict_response
 
 
 def handle(data, context):
-    """What a request's parameter `do` names: text, fail, stream, describe; else an echo of its tensors."""
+    """What a request's parameter `do` names: text, fail, refuse, wait, seen, stream; else an echo of its tensors."""
     if data is None:
         return None
-    if context.get_request_header(0, "describe") == "True":
-        return [{"made_for": "tensors"} for _ in data]
     return [_answer(index, row["body"], context) for index, row in enumerate(data)]
 
 
@@ -21,6 +21,9 @@ def _answer(index, body, context):
     if wish == "refuse":
         context.set_response_status(422, "no", index)
         return "refused"
+    if wish == "wait":
+        while not context.running[index].over:
+            time.sleep(0.01)
     if wish == "seen":
         return _outputs(body, [_output("seen", "BYTES", [repr(sorted(body)), repr(body["inputs"])])])
     if wish == "stream":

@@ -17,7 +17,7 @@ from torchd_server.surfaces.rest.kserve import kserve_endpoints, kserve_inferenc
 from torchd_server.surfaces.rest.management_routes import management_endpoints
 from torchd_server.surfaces.rest.openapi import description_endpoints
 from torchd_server.surfaces.rest.predictions import prediction_endpoints
-from torchd_server.surfaces.rest.router import ANY, Endpoint, Parameter, Router, Variables
+from torchd_server.surfaces.rest.router import ANY, Endpoint, Parameter, Router, Variables, query_of
 from torchd_server.surfaces.rest.tokens import TokenRenewal
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -61,7 +61,8 @@ def metrics_endpoints(metrics: Metrics, access: Access = Access.OPEN) -> list[En
     """`/metrics` with any method."""
 
     async def read(request: HttpRequest, variables: Variables) -> HttpResponse:
-        return answer(200, metrics.text(), (("content-type", METRICS_TYPE),))
+        names = [value for name, value in query_of(request) if name == "name[]"]
+        return answer(200, await metrics.page(names), (("content-type", METRICS_TYPE),))
 
     summary = "The metrics in Prometheus' text format."
     return [Endpoint((*ANY, "OPTIONS"), "/metrics", access, read, "metrics", summary, gives="text/plain")]
