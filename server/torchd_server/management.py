@@ -353,6 +353,7 @@ class Management:
             raise errors.BadRequest(str(error)) from error
         told = ", ".join(f"{key}={value}" for key, value in changes.items())
         logger.info("settings changed: %s", told, extra={"model": model.name, "version": model.version})
+        self.on_change()
         self._registry.changed()
         self.on_change()
         return _change(model, version_was_given=bool(version))

@@ -120,7 +120,13 @@ def test_exactly_torchserves_variables_are_read(place: Path) -> None:
     assert (found.settings.sequence_headers.id, found.settings.open_inference) == ("sid", False)
     assert found.settings.allowed_urls == ()
     without = {key.name for key in KEYS.values() if key.has_meaning and key.setting and not key.variable}
-    assert without == {"models", "model_snapshot", "metric_time_interval", "allowed_urls"}
+    assert without == {
+        "models",
+        "model_snapshot",
+        "metric_time_interval",
+        "allowed_urls",
+        "plugins",
+    }  # the last is ours
 
 
 def test_allowed_urls_of_the_environment_need_their_own_switch(place: Path) -> None:
