@@ -138,8 +138,8 @@ class Management:
         self._api_enabled = api_enabled
         self._workers_at_start = workers_at_start
         self._rules = rules
-        # Settings of models that have one worker for now and shall have more.
-        self._growing: dict[ModelVersion, ModelSettings] = {}
+        # Models that have one worker for now, and the number they shall have.
+        self._growing: dict[ModelVersion, int] = {}
         self._changes: set[asyncio.Task[Any]] = set()
         self._leaving: set[ModelVersion] = set()
         # Models that are nodes of a workflow come and go with it.
@@ -174,7 +174,7 @@ class Management:
                 model.version,
                 model.unpacked.source,
                 self._registry.is_default(model),
-                self._growing.get(model, model.settings),
+                self._wanted(model, model.settings),
             )
             for model in self._registry
             if model not in self._holders
@@ -258,8 +258,8 @@ class Management:
             self._holders[model] = holder
         if is_guess and settings.min_workers > 1 and self._rules.available_memory is not None:
             model.scale(1, settings.max_workers)
-            self._growing[model] = settings
-            self._change(self._grow(model, model.settings, settings, self._rules.available_memory))
+            self._growing[model] = settings.min_workers
+            self._change(self._grow(model, settings.min_workers, self._rules.available_memory))
         else:
             model.scale(settings.min_workers, settings.max_workers)
         return model
@@ -305,24 +305,22 @@ class Management:
             logger.warning("model-config.yaml of %s: %s", name, warning)
         return read
 
-    async def _grow(
-        self, model: ModelVersion, first: ModelSettings, wanted: ModelSettings, available: Callable[[], int]
-    ) -> None:
+    async def _grow(self, model: ModelVersion, wanted: int, available: Callable[[], int]) -> None:
         """Once the first worker shows what one takes, starts as many more as there is memory for."""
         while await model.settle() is not None:
             if model.state is ModelState.FAILED:
                 return
         memory = max((worker.memory_bytes for worker in model.describe(False).workers), default=0)
-        if self._draining or model.settings is not first or not memory:
+        if self._draining or model not in self._growing:
             return  # somebody else has scaled or removed it meanwhile
-        room = 1 + available() // memory
-        if room < wanted.min_workers:
+        room = 1 + available() // memory if memory else wanted
+        if room < wanted:
             logger.warning(
                 "%d workers instead of %d: one takes %d MiB, and there is no memory for more",
-                *(room, wanted.min_workers, memory >> 20),
+                *(room, wanted, memory >> 20),
                 extra={"model": model.name, "version": model.version},
             )
-        model.scale(min(wanted.min_workers, room), wanted.max_workers)
+        model.scale(min(wanted, room), model.settings.max_workers)
         self._growing.pop(model, None)
         self.on_change()
 
@@ -388,6 +386,7 @@ class Management:
             raise errors.BadRequest(str(error)) from error
         told = ", ".join(f"{key}={value}" for key, value in changes.items())
         logger.info("settings changed: %s", told, extra={"model": model.name, "version": model.version})
+        self.on_change()
         self._registry.changed()
         self.on_change()
         return _change(model, version_was_given=bool(version))
@@ -412,7 +411,15 @@ class Management:
     def describe(self, name: str, version: str = "") -> list[VersionStatus]:
         """One version, the default one, or all of them (`version` "all")."""
         models = self._registry.versions(name) if version == "all" else [self._registry.get(name, version)]
-        return [model.describe(self._registry.is_default(model)) for model in models]
+        return [self._describe(model) for model in models]
+
+    def _describe(self, model: ModelVersion) -> VersionStatus:
+        status = model.describe(self._registry.is_default(model))
+        return replace(status, settings=self._wanted(model, status.settings))
+
+    def _wanted(self, model: ModelVersion, settings: ModelSettings) -> ModelSettings:
+        """With the number of workers it shall have, also while it has only the first of them."""
+        return replace(settings, min_workers=self._growing.get(model, settings.min_workers))
 
     def list(self, limit: int, token: int) -> ModelPage:
         """One page of the models by name; a limit outside 1 to 100 means 100."""

@@ -33,7 +33,7 @@ from torchd_server.settings import (
 from torchd_server.torchserve import background, command_line, config_properties, log_files
 from torchd_server.torchserve.command_line import Refused
 from torchd_server.torchserve.pid_file import PidFile, PidFileUnsafe
-from torchd_server.torchserve.sources import Resolved, resolve
+from torchd_server.torchserve.sources import Resolved, from_file, resolve
 
 VERSION = __version__
 TORCHSERVE_VERSION = "0.12.0"  # whose behaviour this command has
@@ -197,7 +197,7 @@ def _serve_parser() -> argparse.ArgumentParser:
 
 def _serve_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> ServerSettings:
     """The precedence of `torchd serve`: defaults < environment's thread number < config file < flags."""
-    settings = _with_file(defaults("torchd", environment), flags.config)
+    settings = _with_file(defaults("torchd", environment), flags.config, environment)
     for name in API_NAMES:
         address: Address = getattr(settings.listeners, name)
         port = getattr(flags, f"{name}_port")
@@ -258,12 +258,12 @@ def _say_exposure(settings: ServerSettings) -> None:
         _note(f"warning: {weakness}")
 
 
-def _with_file(settings: ServerSettings, path: Path | None) -> ServerSettings:
+def _with_file(settings: ServerSettings, path: Path | None, environment: Mapping[str, str]) -> ServerSettings:
     if path is None:
         return settings
     if not path.is_file():
         _refuse(f"configuration file {path} not found", 1)
-    applied = config_properties.apply(settings, config_properties.read_file(path))
+    applied = config_properties.apply(settings, from_file(path, environment))
     for warning in applied.warnings:
         _note(warning)
     return applied.settings

@@ -212,6 +212,7 @@ def test_workers_are_added_while_there_is_memory(
             assert bench.registry.get("m").wanted_workers == 1
             (kept,) = bench.management.registered()
             assert kept.settings.min_workers == STARTS  # a snapshot written now
+            assert bench.management.describe("m")[0].settings.min_workers == STARTS
             await until(lambda: bench.registry.get("m").ready_workers == workers)
             await turns()
             assert bench.settings.min_workers == workers

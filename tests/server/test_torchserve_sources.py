@@ -14,9 +14,9 @@ from torchd_server.settings import LogFiles, RegisteredModel, ServerSettings, Se
 from torchd_server.settings import ModelSettings as Model
 from torchd_server.torchserve import snapshot
 from torchd_server.torchserve.command_line import Flags, Refused, parse
-from torchd_server.torchserve.config_properties import KEYS
+from torchd_server.torchserve.config_properties import KEYS, apply
 from torchd_server.torchserve.properties_format import parse as parse_properties
-from torchd_server.torchserve.sources import Resolved, resolve
+from torchd_server.torchserve.sources import Resolved, from_file, resolve
 
 
 @pytest.fixture
@@ -94,6 +94,13 @@ def test_names_between_dollars_are_the_environments(place: Path) -> None:
         resolved(place, "--ncs", STORE="store")
 
 
+def test_torchd_serve_reads_a_file_in_the_same_way(place: Path) -> None:
+    (place / "c.properties").write_text("job_queue_size=$$SIZE$$\nenable_envvars_config=true\n")
+    given = from_file(place / "c.properties", {"SIZE": "5", "TS_NUMBER_OF_GPU": "0"})
+    settings = apply(ServerSettings(), given).settings
+    assert (settings.model_defaults.job_queue_size, settings.gpus) == (5, 0)
+
+
 def test_exactly_torchserves_variables_are_read(place: Path) -> None:
     """Section 3.1: the spelling of two, and those that have none."""
     (place / "config.properties").write_text("model_store=store\nenable_envvars_config=true\n")
@@ -113,7 +120,13 @@ def test_exactly_torchserves_variables_are_read(place: Path) -> None:
     assert (found.settings.sequence_headers.id, found.settings.open_inference) == ("sid", False)
     assert found.settings.allowed_urls == ()
     without = {key.name for key in KEYS.values() if key.has_meaning and key.setting and not key.variable}
-    assert without == {"models", "model_snapshot", "metric_time_interval", "allowed_urls"}
+    assert without == {
+        "models",
+        "model_snapshot",
+        "metric_time_interval",
+        "allowed_urls",
+        "plugins",
+    }  # the last is ours
 
 
 def test_allowed_urls_of_the_environment_need_their_own_switch(place: Path) -> None:

@@ -73,6 +73,12 @@ def resolve(defaults: ServerSettings, flags: Flags, environment: Mapping[str, st
     )
 
 
+def from_file(path: Path, environment: Mapping[str, str]) -> list[Given]:
+    """The properties of a file, with the environment's variables that it asks for; raises OSError or SettingInvalid."""
+    given = _expanded(read_file(path), environment)
+    return [*given, *_variables(given, environment)]
+
+
 # What a snapshot repeats of the properties it was started with: everything but the models themselves.
 _REPEATED = KEYS.keys() - {"model_snapshot"}
 
