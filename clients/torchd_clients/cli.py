@@ -1,4 +1,5 @@
-"""The client's commands of `torchd`: predict, models, describe, register, scale, unregister, set-default, ping.
+"""The client's commands of `torchd`: predict, models, describe, register, scale, unregister, set-default, ping,
+token.
 
 gRPC and rich are imported when a command runs, not with this file: `torchd --help` and `torchd serve` go without.
 """
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -56,7 +57,7 @@ Timeout = Annotated[float | None, typer.Option(help="Seconds to wait for the ans
 
 def add_commands(app: typer.Typer) -> None:
     """Adds the commands to the command line of `torchd`."""
-    for command in (predict, models, describe, register, scale, unregister, set_default, ping):
+    for command in (predict, models, describe, register, scale, unregister, set_default, ping, token):
         app.command()(command)
 
 
@@ -200,6 +201,21 @@ def ping(inference: Inference = None, token: Token = None, ca: Ca = None) -> Non
         raise typer.Exit(1)
 
 
+def token(
+    scope: Annotated[
+        Literal["inference", "management", "API"], typer.Argument(help="What the token opens.", show_default=False)
+    ],
+) -> None:
+    """Print a token of the daemon that you run: curl -H "Authorization: Bearer $(torchd token inference)" ..."""
+    from torchd_clients.run_directory import find_daemon
+
+    daemon = find_daemon(os.environ)
+    found = daemon.token(scope) if daemon and daemon.token else None
+    if found is None:
+        _fail("you run no daemon that asks for tokens, or more than one")
+    typer.echo(found)
+
+
 @contextmanager
 def _connected(
     inference: str | None = None, management: str | None = None, token: str | None = None, ca: str | None = None
@@ -207,7 +223,6 @@ def _connected(
     """A client for the addresses given, else for the daemon found; a failure becomes lines for a person."""
     from torchd_clients.client import Client
     from torchd_clients.connection import DEFAULT_INFERENCE, DEFAULT_MANAGEMENT
-    from torchd_clients.credentials import KeyFile
     from torchd_clients.errors import TorchdError
     from torchd_clients.run_directory import find_daemon
 
@@ -215,7 +230,7 @@ def _connected(
     daemon = find_daemon(os.environ, [address for address in (inference, management) if address])
     inference = inference or (daemon.grpc_inference if daemon else DEFAULT_INFERENCE)
     management = management or (daemon.grpc_management if daemon else DEFAULT_MANAGEMENT)
-    shown = token or (KeyFile(daemon.key_file) if daemon and daemon.key_file else None)
+    shown = token or (daemon.token if daemon else None)
     try:
         with Client(inference, management, token=shown, tls=_tls(ca, daemon)) as client:
             yield client
@@ -231,13 +246,12 @@ def _tls(ca: str | None, daemon: Daemon | None) -> Tls | None:
     """TLS as told, else as the daemon found announces it; a certificate of our own comes from the environment."""
     from torchd_clients.credentials import Tls
 
-    if ca is None and not (daemon and daemon.certificate):
-        return None
-    name = daemon.tls_name if daemon and ca is None else ""
-    believed = Path(ca if ca is not None else daemon.certificate if daemon else "").read_bytes()
+    found = Tls(Path(ca).read_bytes()) if ca is not None else daemon.tls if daemon else None
     own = [os.environ.get(variable) for variable in ("TORCHD_TLS_CERTIFICATE", "TORCHD_TLS_KEY")]
-    certificate, key = (Path(path).read_bytes() if path else None for path in own)
-    return Tls(believed, name, certificate, key)
+    if found is None or not all(own):
+        return found
+    certificate, key = (Path(path or "").read_bytes() for path in own)
+    return Tls(found.ca, found.name, certificate, key)
 
 
 def _fail(*lines: str) -> NoReturn:

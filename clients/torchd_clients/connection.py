@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
@@ -13,6 +13,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from torchd_clients.calls import Call, Service
 from torchd_clients.credentials import Tls, Token
 from torchd_clients.errors import DeadlineExceeded, TorchdError, Unavailable, from_rpc_error
+from torchd_clients.run_directory import find_daemon
 from torchd_protos.inference_pb2_grpc import InferenceAPIsServiceStub
 from torchd_protos.management_pb2_grpc import ManagementAPIsServiceStub
 
@@ -72,6 +73,16 @@ class Connection:
         self._channels: dict[str, Any] = {}
         self._stubs: dict[Service, Any] = {}
         self._opening = threading.Lock()  # threads may share a blocking client
+
+    @classmethod
+    def local(cls, environ: Mapping[str, str], **settings: Any) -> Self:
+        """A client of the one daemon that this user runs, with its addresses, tokens and certificate; `environ` is
+        os.environ. Raises Unavailable if there is none, or more than one."""
+        daemon = find_daemon(environ)
+        if daemon is None:
+            raise Unavailable("this user runs no daemon, or more than one; name the addresses of the one you mean")
+        found = {"token": daemon.token, "tls": daemon.tls} | settings
+        return cls(daemon.grpc_inference, daemon.grpc_management, **found)
 
     def _start(
         self, call: Call[Any], timeout: float | None, metadata: Metadata | None = None, *, wait_for_daemon: bool = False

@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchd_clients.credentials import KeyFile, Tls
+
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
@@ -26,6 +28,16 @@ class Daemon:
     key_file: str = ""
     certificate: str = ""
     tls_name: str = ""
+
+    @property
+    def token(self) -> KeyFile | None:
+        """Its tokens, if it has any."""
+        return KeyFile(self.key_file) if self.key_file else None
+
+    @property
+    def tls(self) -> Tls | None:
+        """By which certificate it is to be known, if it speaks TLS."""
+        return Tls(Path(self.certificate).read_bytes(), self.tls_name) if self.certificate else None
 
 
 def find_daemon(environ: Mapping[str, str], addresses: Collection[str] = ()) -> Daemon | None:

@@ -215,6 +215,17 @@ def test_a_token_expires_and_the_file_holds_the_next_in_time(arena: Arena) -> No
         assert opens(daemon.token("inference"))
 
 
+def test_a_key_file_that_cannot_be_written_is_named(arena: Arena) -> None:
+    """Under `torchserve` it lies in the working directory, which may be read-only, or hold a folder of that name."""
+    (arena.folder / "key_file.json").mkdir()
+    daemon = arena.daemon(command="torchserve", tokens=True)
+    daemon.launch()
+    assert not daemon.wait_ready_or_gone()
+    assert daemon.wait() == 78
+    assert "key_file.json' will not do" in daemon.log
+    assert "Traceback" not in daemon.log
+
+
 def test_hup_takes_the_keys_a_person_wrote(arena: Arena) -> None:
     """E02."""
     with arena.daemon(tokens=True) as daemon:
@@ -266,6 +277,10 @@ def test_the_shell_finds_the_daemon_of_its_user_and_its_tokens(arena: Arena, com
         found = run_cli(daemon, "models", "--json")
         assert (found.returncode, found.stdout.strip()) == (0, "[]"), found.stderr
         assert run_cli(daemon, "ping").stdout.strip() == "Healthy"
+        for scope in ("inference", "management", "API"):
+            assert run_cli(daemon, "token", scope).stdout.strip() == daemon.token(scope)
+        with Client.local(daemon.environment) as client:
+            assert (client.ping(), client.list()) == ("Healthy", [])
         for wrong in (
             run_cli(daemon, "models", "--token", "wrong"),
             run_cli(daemon, "models", TORCHD_TOKEN="wrong"),

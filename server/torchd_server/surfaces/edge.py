@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from torchd_server.metrics import Metrics
 from torchd_server.run_directory import RunDirectory
-from torchd_server.settings import API_NAMES, Address, ServerSettings
+from torchd_server.settings import API_NAMES, Address, ServerSettings, SettingInvalid
 from torchd_server.surfaces.auth import Access, Guard, OpenDoor, TokenGuard
 from torchd_server.surfaces.auth_grpc import TokenInterceptor
 from torchd_server.surfaces.rest import unix_socket
@@ -137,9 +137,13 @@ class Edge:
     # The life of keys and certificate.
 
     def open(self) -> None:
-        """Writes the keys down."""
+        """Writes the keys down; raises SettingInvalid where that cannot be."""
         if self._tokens is not None:
-            self._tokens.write()
+            try:
+                self._tokens.write()
+            except OSError as error:
+                path = str(self._tokens.path)
+                raise SettingInvalid("key file", path, f"a place that can be written ({error.strerror})") from error
             self._rotate_later()
 
     def announce(self, bound: Mapping[str, str]) -> None:
