@@ -94,7 +94,7 @@ class OpenInference:
 
     def model_metadata(self, name: str, version: str = "") -> ModelMetadata:
         """What a model takes and gives; its versions are all that are registered, or the one that was asked for."""
-        model = self._get(name, version)
+        model = self._get(name, version, "model_name")
         versions = [version] if version else [each.version for each in self._registry.versions(name)]
         config = model.unpacked.config
         return ModelMetadata(
@@ -169,9 +169,9 @@ class OpenInference:
         except errors.NotFound:  # it went away while it answered
             return ""
 
-    def _get(self, name: str, version: str) -> ModelVersion:
+    def _get(self, name: str, version: str, parameter: str = "name") -> ModelVersion:
         if not name:
-            raise errors.BadRequest("Parameter name is required.")
+            raise errors.BadRequest(f"Parameter {parameter} is required.")
         return self._registry.get(name, version)
 
 

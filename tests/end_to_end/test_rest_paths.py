@@ -19,19 +19,21 @@ from torchd_archiver.packing import PackRequest, pack
 MODELS = Path(__file__).parents[1] / "models"
 
 
-DOORS = [  # path, url_path, explain, what the handler is given
+DOORS: list[
+    tuple[str, str | None, str | None, dict[str, str]]
+] = [  # path, url_path, explain, what the handler is given
     ("/predictions/mirror?a=1", "", "False", {"body": "hi"}),
     ("/predictions/mirror/1.0", "", "False", {"body": "hi"}),
     ("/predictions/mirror/1.0/x/y", "x/y", "False", {"body": "hi"}),
     ("/explanations/mirror?a=1", "", "True", {"body": "hi"}),
     ("/explanations/mirror/1.0", "", "True", {"body": "hi"}),
-    ("/invocations?a=1", "", "False", {"a": "1", "body": "hi"}),
-    ("/invocations?model_name=mirror", "", "False", {"model_name": "mirror", "body": "hi"}),
-    ("/models/mirror/invoke?a=1", "", "False", {"a": "1", "body": "hi"}),
-    ("/mirror/predict?a=1", "", "False", {"a": "1", "body": "hi"}),
-    ("/mirror/1.0/predict?a=1", "", "False", {"a": "1", "body": "hi"}),
-    ("/v1/models/mirror:predict?a=1", "", "False", {"body": "hi"}),
-    ("/v1/models/mirror:explain", "", "True", {"body": "hi"}),
+    ("/invocations?a=1", None, None, {"a": "1", "body": "hi"}),
+    ("/invocations?model_name=mirror", None, None, {"model_name": "mirror", "body": "hi"}),
+    ("/models/mirror/invoke?a=1", None, None, {"a": "1", "body": "hi"}),
+    ("/mirror/predict?a=1", None, None, {"a": "1", "body": "hi"}),
+    ("/mirror/1.0/predict?a=1", None, None, {"a": "1", "body": "hi"}),
+    ("/v1/models/mirror:predict?a=1", None, "False", {"body": "hi"}),
+    ("/v1/models/mirror:explain", None, "True", {"body": "hi"}),
 ]
 
 

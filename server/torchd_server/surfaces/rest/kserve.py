@@ -18,7 +18,15 @@ from torchd_server.surfaces.rest.answers import JSON, answer, document, error_an
 from torchd_server.surfaces.rest.deadlines import timeout_ms
 from torchd_server.surfaces.rest.http1 import HttpResponse
 from torchd_server.surfaces.rest.http1_reader import HttpRequest
-from torchd_server.surfaces.rest.predictions import call_of, form_parts, headers_of, run
+from torchd_server.surfaces.rest.predictions import (
+    KSERVE,
+    KSERVE_EXPLAIN,
+    Door,
+    call_of,
+    form_parts,
+    headers_of,
+    run,
+)
 from torchd_server.surfaces.rest.router import ANY, Action, Endpoint, Variables
 from torchd_server.torchserve import words
 
@@ -31,27 +39,25 @@ _V2 = "/v2/models/{model_name}"
 def kserve_inference_endpoints(inference: Inference, open_inference: OpenInference) -> list[Endpoint]:
     """`/v2/models/{m}[/versions/{v}]/infer` and `/explain`: always there, as in TorchServe."""
 
-    def action(explain: bool) -> Action:
+    def action(door: Door) -> Action:
         async def infer(request: HttpRequest, variables: Variables) -> HttpResponse:
             request_id = str(uuid.uuid4())
             try:
                 length = request.header(HEAD_LENGTH)
-                if length is not None and not explain:
+                if length is not None and not door.explain:
                     return await _infer_binary(open_inference, request, variables, request_id, length)
-                return await run(inference, call_of(request, variables, _json_parts(request), request_id, explain))
+                return await run(inference, call_of(request, variables, _json_parts(request), request_id, door))
             except Exception as error:
                 return _error(error, request_id)
 
         return infer
 
     return [
-        Endpoint(
-            ANY, f"{_V2}{version}/{verb}", Access.INFERENCE, action(explain), f"{name}{verb}", summary, takes=TAKES
-        )
+        Endpoint(ANY, f"{_V2}{version}/{verb}", Access.INFERENCE, action(door), f"{name}{verb}", summary, takes=TAKES)
         for version, name in (("", "kserve_v2_"), ("/versions/{model_version}", "kserve_v2_version_"))
-        for verb, explain, summary in (
-            ("infer", False, "Runs a model on tensors."),
-            ("explain", True, "Explains a model's answer on tensors."),
+        for verb, door, summary in (
+            ("infer", KSERVE, "Runs a model on tensors."),
+            ("explain", KSERVE_EXPLAIN, "Explains a model's answer on tensors."),
         )
     ]
 
@@ -89,7 +95,7 @@ async def _infer_binary(
     body = tensors.prefixed(int(length), request.body)
     name, version = variables["model_name"], variables.get("model_version", "")
     headers = [Header(key, value) for key, value in request.headers]
-    headers += [Header("url_path", ""), Header("explain", "False")]
+    headers.append(Header("explain", str(KSERVE.explain)))
     reply = await open_inference.infer(name, version, body, headers, timeout_ms(request))
     found = open_inference.answer_of(reply, head, name, version)
     if not _wants_binary(head):

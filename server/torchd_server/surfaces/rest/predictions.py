@@ -24,18 +24,22 @@ LIMITS = BodyLimits()
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """One of TorchServe's ways to a handler: whether it explains, and whether the query reaches the handler."""
+    """One of TorchServe's ways to a handler: which headers it adds for it, and whether the query reaches it."""
 
-    explain: bool = False
+    explain: bool | None = None
+    with_path: bool = False
     with_query: bool = False
+
+
+PREDICT, EXPLAIN = Door(False, with_path=True), Door(True, with_path=True)
+KSERVE, KSERVE_EXPLAIN = Door(False), Door(True)
+INVOKE = Door(with_query=True)
 
 
 def prediction_endpoints(inference: Inference) -> list[Endpoint]:
     """Every path that leads to a handler."""
 
-    def door(explain: bool = False, with_query: bool = False) -> Action:
-        kind = Door(explain, with_query)
-
+    def door(kind: Door) -> Action:
         async def action(request: HttpRequest, variables: Variables) -> HttpResponse:
             return await _predict(inference, request, variables, kind)
 
@@ -46,7 +50,7 @@ def prediction_endpoints(inference: Inference) -> list[Endpoint]:
 
     async def invoke_any(request: HttpRequest, variables: Variables) -> HttpResponse:
         model = dict(query_of(request)).get("model_name") or inference.only_startup_model()
-        return await _predict(inference, request, {"model_name": model or _named_in_form(request)}, Door(False, True))
+        return await _predict(inference, request, {"model_name": model or _named_in_form(request)}, INVOKE)
 
     async def of_model(request: HttpRequest, variables: Variables) -> HttpResponse:
         inference.check_model(variables["model_name"], variables.get("model_version", ""))
@@ -55,24 +59,24 @@ def prediction_endpoints(inference: Inference) -> list[Endpoint]:
 
     one, versioned = "/predictions/{model_name}", "/predictions/{model_name}/{model_version}"
     rows = [
-        row(one, door(), "predictions", "Runs the default version of a model."),
-        row(versioned, door(), "version_predictions", "Runs one version of a model."),
+        row(one, door(PREDICT), "predictions", "Runs the default version of a model."),
+        row(versioned, door(PREDICT), "version_predictions", "Runs one version of a model."),
         row(
             f"{versioned}/{{url_path=**}}",
-            door(),
+            door(PREDICT),
             "path_predictions",
             "Runs one version of a model; what follows reaches the handler as request header `url_path`.",
         ),
-        row("/explanations/{model_name}", door(True), "explanations", "Explains by the default version of a model."),
+        row("/explanations/{model_name}", door(EXPLAIN), "explanations", "Explains by the default version of a model."),
         row(
             "/explanations/{model_name}/{model_version}",
-            door(True),
+            door(EXPLAIN),
             "version_explanations",
             "Explains by one version of a model.",
         ),
         row(
             "/explanations/{model_name}/{model_version}/{url_path=**}",
-            door(True),
+            door(EXPLAIN),
             "path_explanations",
             "Explains by one version of a model; what follows reaches the handler as request header `url_path`.",
         ),
@@ -82,16 +86,26 @@ def prediction_endpoints(inference: Inference) -> list[Endpoint]:
             "invocations",
             "Runs the model that the query or the form names as `model_name`, else the only one loaded at start.",
         ),
-        row("/models/{model_name}/invoke", door(False, True), "invoke", "Runs the default version of a model."),
-        row("/{model_name}/predict", door(False, True), "predict", "Runs the default version of a model."),
+        row("/models/{model_name}/invoke", door(INVOKE), "invoke", "Runs the default version of a model."),
+        row("/{model_name}/predict", door(INVOKE), "predict", "Runs the default version of a model."),
         row(
             "/{model_name}/{model_version}/predict",
-            door(False, True),
+            door(INVOKE),
             "version_predict",
             "Runs one version of a model.",
         ),
-        row("/v1/models/{model_name}:predict", door(), "kserve_v1_predict", "KServe's first protocol: runs a model."),
-        row("/v1/models/{model_name}:explain", door(True), "kserve_v1_explain", "KServe's first protocol: explains."),
+        row(
+            "/v1/models/{model_name}:predict",
+            door(KSERVE),
+            "kserve_v1_predict",
+            "KServe's first protocol: runs a model.",
+        ),
+        row(
+            "/v1/models/{model_name}:explain",
+            door(KSERVE_EXPLAIN),
+            "kserve_v1_explain",
+            "KServe's first protocol: explains.",
+        ),
     ]
     described = "A model's description as an OpenAPI document."
     return [
@@ -107,7 +121,7 @@ async def _predict(inference: Inference, request: HttpRequest, variables: Variab
         parts = form_parts(request)
         if door.with_query:
             parts = [*(Part(name, "", value.encode()) for name, value in query_of(request)), *parts]
-        return await run(inference, call_of(request, variables, parts, request_id, door.explain))
+        return await run(inference, call_of(request, variables, parts, request_id, door))
     except Exception as error:
         return error_answer(error, request_id)
 
@@ -124,10 +138,13 @@ async def run(inference: Inference, call: Call) -> HttpResponse:
     return answer(first.status or 200, bytes(first.body), headers_of(first), call.request_id, first.reason)
 
 
-def call_of(request: HttpRequest, variables: Variables, parts: list[Part], request_id: str, explain: bool) -> Call:
+def call_of(request: HttpRequest, variables: Variables, parts: list[Part], request_id: str, door: Door) -> Call:
     """The call a request makes; TorchServe's headers for handlers stand behind the client's own."""
     headers = [Header(name, value) for name, value in request.headers]
-    headers += [Header("url_path", variables.get("url_path", "")), Header("explain", str(explain))]
+    if door.with_path:
+        headers.append(Header("url_path", variables.get("url_path", "")))
+    if door.explain is not None:
+        headers.append(Header("explain", str(door.explain)))
     return Call(
         model=variables["model_name"],
         version=variables.get("model_version", ""),
