@@ -104,14 +104,19 @@ class Management:
 
     async def register(self, call: RegisterModel) -> ModelChange:
         """Registers a model through the API; a synchronous call that cannot get its workers leaves nothing behind."""
-        self.check_open()
+        self._check_open()
         if not self._api_enabled:
             raise errors.ModelApiDisabled
-        return await self.to_the_end(self._register(call))
+        return await self._to_the_end(self._register(call))
 
     async def register_at_start(self, entry: str) -> None:
-        """Registers `name=file` or `file` of the command line; its workers load while the server starts."""
-        name, _, url = entry.rpartition("=")
+        """Registers `name=file` or `file` of the command line; its workers load while the server starts.
+
+        The file may be an allowed URL, in which an '=' of its own may stand.
+        """
+        name, equals, url = entry.partition("=")
+        if not equals or "://" in name:
+            name, url = "", entry
         await self._register(RegisterModel(url, name or None, synchronous=False, at_startup=True))
 
     async def register_node(
@@ -126,6 +131,13 @@ class Management:
         self._registry.remove(model)
         await self._end(model, self._limits.unload_grace)
 
+    async def run_change(self, change: Coroutine[Any, Any, T]) -> T:
+        """Runs another use case's change as one of ours: to its end, and none once the server has begun to stop."""
+        if self._draining:
+            change.close()
+            raise errors.Draining
+        return await self._to_the_end(change)
+
     def holder_of(self, model: ModelVersion) -> str | None:
         """The workflow of which this model is a node."""
         return self._holders.get(model)
@@ -136,7 +148,7 @@ class Management:
         if unpacked is None:
             unpacked = await self._store.fetch(call.url, call.model_name or "", call.s3_sse_kms)
         try:
-            self.check_open()  # the server may have begun to stop while the archive was unpacked
+            self._check_open()  # the server may have begun to stop while the archive was unpacked
             model = self._add(call, unpacked, holder)
         except BaseException:
             await self._store.drop(unpacked)
@@ -145,7 +157,7 @@ class Management:
         if not call.synchronous:
             return _change(model, done=not model.wanted_workers)
         failure = await model.settle()
-        self.check_open()
+        self._check_open()
         if not self._registry.holds(model):
             raise errors.ModelNotFound(model.name, self._registry.names())
         if failure is not None:
@@ -235,7 +247,7 @@ class Management:
         self, name: str, version: str, min_workers: int | None, max_workers: int | None, synchronous: bool
     ) -> ModelChange:
         """Changes the number of workers; surplus ones finish what they run."""
-        self.check_open()
+        self._check_open()
         least = 1 if min_workers is None else min_workers
         most = max(least, 0) if max_workers is None else max_workers
         if least < 0 or most < 0:
@@ -280,14 +292,14 @@ class Management:
 
     async def unregister(self, name: str, version: str) -> ModelChange:
         """Removes a version: new requests find nothing at once, accepted ones are answered first."""
-        self.check_open()
+        self._check_open()
         if not self._api_enabled:
             raise errors.ModelApiDisabled
         model = self._registry.get(name, version)
         if model in self._holders:
             raise errors.NodeInUse(model.name, self._holders[model])
         self._registry.remove(model)
-        await self.to_the_end(self._end(model, self._limits.unload_grace))
+        await self._to_the_end(self._end(model, self._limits.unload_grace))
         logger.info("unregistered", extra={"model": model.name, "version": model.version})
         return ModelChange(model.name, model.version, 0, 0, True)
 
@@ -306,7 +318,7 @@ class Management:
         for change in self._changes:
             change.cancel()
 
-    async def to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
+    async def _to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
         """Runs a change to its end, also when the client who asked for it has gone: half a change helps nobody."""
         task = asyncio.get_running_loop().create_task(change)
         self._changes.add(task)
@@ -318,8 +330,7 @@ class Management:
                 raise errors.Draining from None
             raise
 
-    def check_open(self) -> None:
-        """Raises Draining once the server has begun to stop."""
+    def _check_open(self) -> None:
         if self._draining:
             raise errors.Draining
 
