@@ -104,10 +104,10 @@ class Management:
 
     async def register(self, call: RegisterModel) -> ModelChange:
         """Registers a model through the API; a synchronous call that cannot get its workers leaves nothing behind."""
-        self._check_open()
+        self.check_open()
         if not self._api_enabled:
             raise errors.ModelApiDisabled
-        return await self._to_the_end(self._register(call))
+        return await self.to_the_end(self._register(call))
 
     async def register_at_start(self, entry: str) -> None:
         """Registers `name=file` or `file` of the command line; its workers load while the server starts.
@@ -131,13 +131,6 @@ class Management:
         self._registry.remove(model)
         await self._end(model, self._limits.unload_grace)
 
-    async def run_change(self, change: Coroutine[Any, Any, T]) -> T:
-        """Runs another use case's change as one of ours: to its end, and none once the server has begun to stop."""
-        if self._draining:
-            change.close()
-            raise errors.Draining
-        return await self._to_the_end(change)
-
     def holder_of(self, model: ModelVersion) -> str | None:
         """The workflow of which this model is a node."""
         return self._holders.get(model)
@@ -148,7 +141,7 @@ class Management:
         if unpacked is None:
             unpacked = await self._store.fetch(call.url, call.model_name or "", call.s3_sse_kms)
         try:
-            self._check_open()  # the server may have begun to stop while the archive was unpacked
+            self.check_open()  # the server may have begun to stop while the archive was unpacked
             model = self._add(call, unpacked, holder)
         except BaseException:
             await self._store.drop(unpacked)
@@ -157,7 +150,7 @@ class Management:
         if not call.synchronous:
             return _change(model, done=not model.wanted_workers)
         failure = await model.settle()
-        self._check_open()
+        self.check_open()
         if not self._registry.holds(model):
             raise errors.ModelNotFound(model.name, self._registry.names())
         if failure is not None:
@@ -247,7 +240,7 @@ class Management:
         self, name: str, version: str, min_workers: int | None, max_workers: int | None, synchronous: bool
     ) -> ModelChange:
         """Changes the number of workers; surplus ones finish what they run."""
-        self._check_open()
+        self.check_open()
         least = 1 if min_workers is None else min_workers
         most = max(least, 0) if max_workers is None else max_workers
         if least < 0 or most < 0:
@@ -292,14 +285,14 @@ class Management:
 
     async def unregister(self, name: str, version: str) -> ModelChange:
         """Removes a version: new requests find nothing at once, accepted ones are answered first."""
-        self._check_open()
+        self.check_open()
         if not self._api_enabled:
             raise errors.ModelApiDisabled
         model = self._registry.get(name, version)
         if model in self._holders:
             raise errors.NodeInUse(model.name, self._holders[model])
         self._registry.remove(model)
-        await self._to_the_end(self._end(model, self._limits.unload_grace))
+        await self.to_the_end(self._end(model, self._limits.unload_grace))
         logger.info("unregistered", extra={"model": model.name, "version": model.version})
         return ModelChange(model.name, model.version, 0, 0, True)
 
@@ -318,7 +311,7 @@ class Management:
         for change in self._changes:
             change.cancel()
 
-    async def _to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
+    async def to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
         """Runs a change to its end, also when the client who asked for it has gone: half a change helps nobody."""
         task = asyncio.get_running_loop().create_task(change)
         self._changes.add(task)
@@ -330,7 +323,8 @@ class Management:
                 raise errors.Draining from None
             raise
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises Draining once the server has begun to stop."""
         if self._draining:
             raise errors.Draining
 

@@ -118,7 +118,8 @@ class Workflows:
         """Registers a workflow with all its nodes, or nothing at all; answers its name."""
         if not self._api_enabled:
             raise errors.ModelApiDisabled
-        return await self._management.run_change(self._register(call))
+        self._management.check_open()
+        return await self._management.to_the_end(self._register(call))
 
     async def _register(self, call: RegisterWorkflow) -> str:
         unpacked = await self._store.fetch(call.url, call.s3_sse_kms)
@@ -188,18 +189,19 @@ class Workflows:
         """Removes a workflow and its nodes: new calls find nothing at once, running ones finish first."""
         if not self._api_enabled:
             raise errors.ModelApiDisabled
-        await self._management.run_change(self._unregister(name))
-        logger.info("workflow %s unregistered", name)
-
-    async def _unregister(self, name: str) -> None:
+        self._management.check_open()
         workflow = self._get(name)
         # The name stays taken until its models are gone, for they bear it.
         self._workflows[name] = None
+        await self._management.to_the_end(self._end(workflow))
+        logger.info("workflow %s unregistered", name)
+
+    async def _end(self, workflow: _Workflow) -> None:
         try:
             await _idle(workflow, self._limits.unload_grace)
-            await self._unregister_nodes(name, workflow.versions)
+            await self._unregister_nodes(workflow.name, workflow.versions)
         finally:
-            del self._workflows[name]
+            del self._workflows[workflow.name]
             await self._store.drop(workflow.unpacked)
 
     async def _unregister_nodes(self, name: str, versions: Mapping[str, str]) -> None:
@@ -335,7 +337,7 @@ def _node_call(workflow: _Workflow, node: Node, call: Call, bodies: Mapping[str,
         model=_model_name(workflow.name, node.name),
         version=workflow.versions[node.name],
         request_id=call.request_id,
-        headers=[*headers, Header("explain", "False")],
+        headers=[*(header for header in headers if header.name != "explain"), Header("explain", "False")],
         parts=parts,
     )
 
