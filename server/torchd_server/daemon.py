@@ -168,9 +168,10 @@ def _dependencies(settings: ServerSettings) -> Dependencies | None:
     if not settings.install_dependencies:
         return None
     # TorchServe's archives name packages as they like; the secure posture takes only what it can verify.
-    is_strict = not settings.posture.private_urls
-    allowed = settings.posture.worker_environment
-    return Dependencies(settings.environment, allowed, only_hashed_wheels=is_strict)
+    posture = settings.posture
+    return Dependencies(
+        settings.environment, posture.worker_environment, only_hashed_wheels=posture.name != "torchserve"
+    )
 
 
 def _metrics_config(settings: TorchServeMetrics) -> metrics_config.MetricsConfig:

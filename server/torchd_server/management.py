@@ -154,8 +154,13 @@ class Management:
         return await self.to_the_end(self._register(call))
 
     async def register_at_start(self, entry: str) -> None:
-        """Registers `name=file` or `file` of the command line; its workers load while the server starts."""
-        name, _, url = entry.rpartition("=")
+        """Registers `name=file` or `file` of the command line; its workers load while the server starts.
+
+        The file may be an allowed URL, in which an '=' of its own may stand.
+        """
+        name, equals, url = entry.partition("=")
+        if not equals or "://" in name:
+            name, url = "", entry
         await self._register(RegisterModel(url, name or None, synchronous=False, at_startup=True))
 
     async def restore(self, call: RegisterModel, version: str, is_default: bool) -> None:

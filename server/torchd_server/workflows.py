@@ -118,6 +118,7 @@ class Workflows:
         """Registers a workflow with all its nodes, or nothing at all; answers its name."""
         if not self._api_enabled:
             raise errors.ModelApiDisabled
+        self._management.check_open()
         return await self._management.to_the_end(self._register(call))
 
     async def _register(self, call: RegisterWorkflow) -> str:
@@ -336,7 +337,7 @@ def _node_call(workflow: _Workflow, node: Node, call: Call, bodies: Mapping[str,
         model=_model_name(workflow.name, node.name),
         version=workflow.versions[node.name],
         request_id=call.request_id,
-        headers=[*headers, Header("explain", "False")],
+        headers=[*(header for header in headers if header.name != "explain"), Header("explain", "False")],
         parts=parts,
     )
 

@@ -78,6 +78,14 @@ def test_an_archive_comes_from_a_url_and_goes_with_its_model(torchserve: Daemon,
     assert files(store) == []
 
 
+def test_a_url_of_the_command_line_may_have_a_query(tmp_path: Path, store: Path, site: str) -> None:
+    with Daemon(
+        tmp_path / "daemon", store=store, models=(f"named={site}/echo.mar?token=a=b",), command="torchserve"
+    ) as daemon:
+        [model] = RestSurface(daemon).models().json()["models"]
+        assert model == {"modelName": "named", "modelUrl": f"{site}/echo.mar?token=a=b"}
+
+
 REFUSED = [
     ("none.mar", 400, "FAILED_PRECONDITION", "Failed to download archive from: {url}"),
     ("junk.mar", 400, "INVALID_ARGUMENT", "archive '{url}': is neither a zip"),

@@ -235,6 +235,10 @@ def test_while_the_server_drains_no_call_comes_in_and_those_inside_finish(tmp_pa
             with pytest.raises(errors.Draining):
                 await bench.workflows.predict(call(model="line"))
             await bench.workflows.drain(5.0)
+            await bench.management.drain(0.0)
+            for change in (bench.workflows.register(RegisterWorkflow("w.war")), bench.workflows.unregister("line")):
+                with pytest.raises(errors.Draining):
+                    await change
             assert bytes((await running).body) == b"x"
 
     main()
