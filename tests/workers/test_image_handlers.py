@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -184,8 +185,8 @@ def test_a_handler_may_bring_its_own_explainer():
 
 def test_without_captum_the_sentence_names_the_extra(folder, monkeypatch):
     handler = loaded(ImageClassifier, folder, monkeypatch)
-    monkeypatch.setitem(__import__("sys").modules, "captum", None)
-    monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
+    monkeypatch.setitem(sys.modules, "captum", None)
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(RuntimeError, match=r"pip install 'torchd\[captum\]'"):
         handler.get_insights(torch.zeros(1, 3, 224, 224), None, 0)
 
@@ -240,13 +241,13 @@ def loaded(cls, folder, monkeypatch, source=None):
     if source:
         (folder / "model.py").write_text(source)
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.delitem(__import__("sys").modules, "model", raising=False)
+    sys.modules.pop("model", None)
     weights = "weights.pth" if (folder / "weights.pth").exists() else None
     context = MockContext(weights, str(folder))
     handler = cls()
     handler.initialize(context)
     handler.context = context
-    monkeypatch.delitem(__import__("sys").modules, "model", raising=False)
+    sys.modules.pop("model", None)
     with pytest.raises(PredictionException):
         handler.preprocess([{}])
     return handler

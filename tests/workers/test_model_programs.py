@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 from harness.sample_images import DATA
@@ -64,7 +65,7 @@ def test_an_onnx_model_says_what_its_inputs_are():
 
 
 def test_without_onnxruntime_the_sentence_names_the_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(RuntimeError, match=r"linear.onnx needs onnxruntime.*pip install 'torchd\[onnx\]'"):
         load_onnx(str(DATA / "linear.onnx"), torch.device("cpu"))
 
@@ -130,7 +131,11 @@ def test_xla_is_used_where_it_is_installed(monkeypatch, tmp_path):
     (package / "__init__.py").write_text("")
     (package / "xla_model.py").write_text("def xla_device():\n    return 'xla:0'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert devices.device_for(None) == "xla:0"
+    try:
+        assert devices.device_for(None) == "xla:0"
+    finally:
+        for name in ("torch_xla", "torch_xla.core", "torch_xla.core.xla_model"):
+            sys.modules.pop(name, None)  # or every later test would run on it
 
 
 def test_a_profile_of_each_batch_goes_to_a_trace(tmp_path, monkeypatch):

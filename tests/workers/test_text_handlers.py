@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -150,8 +151,8 @@ def initialized(folder, monkeypatch):
     from torchd_workers.torchserve.mock_context import MockContext
 
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.delitem(__import__("sys").modules, "model", raising=False)
+    sys.modules.pop("model", None)
     handler = TextClassifier()
     handler.initialize(MockContext(None, str(folder)))
-    monkeypatch.delitem(__import__("sys").modules, "model", raising=False)
+    sys.modules.pop("model", None)
     return handler
