@@ -84,8 +84,9 @@ class Core:
             ),
             plan=_planner(settings),
             unload_grace_seconds=settings.limits.unload_grace,
+            sequence_headers=settings.sequence_headers,
         )
-        self.inference = Inference(self.registry, settings.limits)
+        self.inference = Inference(self.registry, settings.limits, settings.sequence_headers)
         self.management = Management(
             self.registry,
             self.store,

@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import contextlib
+from collections.abc import AsyncGenerator, Callable
 
 from torchd_protos.frames import Call, Reply
 from torchd_server import errors
 from torchd_server.registry import ModelRegistry
 from torchd_server.request import Request
-from torchd_server.settings import Limits
+from torchd_server.settings import Limits, SequenceHeaders
 
 DEFAULT_LIMITS = Limits()
+DEFAULT_SEQUENCE_HEADERS = SequenceHeaders()
 
 
 class Inference:
     """Runs calls. While the server drains, new ones are refused and accepted ones finish."""
 
-    def __init__(self, registry: ModelRegistry, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        limits: Limits = DEFAULT_LIMITS,
+        sequence_headers: SequenceHeaders = DEFAULT_SEQUENCE_HEADERS,
+    ) -> None:
+        self.sequence_headers = sequence_headers
         self._registry = registry
         self._limits = limits
         self._draining = False
+        self._on_drain: dict[object, Callable[[], object]] = {}
 
     def drain(self) -> None:
         """Refuses every new call from now on."""
         self._draining = True
+        for tell in list(self._on_drain.values()):
+            tell()
+
+    def on_drain(self, tell: Callable[[], object]) -> Callable[[], None]:
+        """Has `tell` called when the server begins to drain; gives what takes that back."""
+        key = object()
+        self._on_drain[key] = tell
+
+        def forget() -> None:
+            self._on_drain.pop(key, None)
+
+        return forget
+
+    def close_sequence(self, model: str, version: str, sequence: str) -> None:
+        """Ends a sequence whose client has left; one that is gone already is no error."""
+        with contextlib.suppress(errors.NotFound):
+            self._registry.get(model, version).close_sequence(sequence)
 
     def submit(self, call: Call) -> Request:
         """Accepts a call or refuses it at once."""

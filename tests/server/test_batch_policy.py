@@ -29,6 +29,10 @@ class Taker:
         self.running: list[Request] = []
         self.is_idle = False
 
+    @property
+    def room(self) -> int:
+        return self.policy.turn.room(0) if self.is_idle else 0
+
     def wants_more(self) -> None:
         self.is_idle = True
         self.policy.has_room(self)
@@ -45,7 +49,7 @@ class Taker:
         running, self.running = self.running, []
         for request in running:
             request.finish()
-        self.policy.finished(len(running), seconds)
+        self.policy.finished(self, running, seconds)
 
     def release(self, request: Request) -> None:
         """A running request was cancelled: its answer goes nowhere."""
@@ -152,7 +156,7 @@ def test_requests_handed_back_are_first_again_and_over_the_limit_if_need_be(wait
     first, second = bench.put(), bench.put()
     third, fourth = bench.put(), bench.put()
     assert bench.policy.room == 0
-    bench.policy.finished(2, None)
+    bench.policy.finished(dying, dying.running, None)
     bench.policy.put_back(dying.running)
     assert (bench.policy.depth, bench.policy.room) == (4, 0)
     assert {first.state, second.state} == {State.QUEUED}
@@ -252,7 +256,7 @@ class AnyTraffic(RuleBasedStateMachine):
         running, taker.running = taker.running, []
         if running:
             back = [request for request in running if request.state is not State.DONE]
-            self.bench.policy.finished(len(running), None)
+            self.bench.policy.finished(taker, running, None)
             self.waiting[:0] = back
             taker.batches.pop()
             self.bench.policy.put_back(back)

@@ -24,9 +24,11 @@ from torchd_workers.handler import Handler
 from torchd_workers.loader import context_for, load_handler
 from torchd_workers.logs import LogForwarder
 from torchd_workers.metrics import Metrics
+from torchd_workers.step_loop import StepLoop
 from torchd_workers.streaming import ChunkSender
 
 LOAD_FAILED = 1
+LOOPS: dict[str, type[BatchLoop] | type[StepLoop]] = {"": BatchLoop, "step": StepLoop}
 
 
 class Worker:
@@ -52,16 +54,20 @@ class Worker:
 
     def _serve(self, load: Load) -> int:
         threads = ComputeThreads(load.threads)
+        if load.loop == "async":
+            return self._serve_async(load, threads)
         handler = self._load(load, threads)
         if handler is None:
             return LOAD_FAILED
-        batches = BatchLoop(self._channel, handler, load)
+        loop = LOOPS[load.loop](self._channel, handler, load)
         self._channel.send(Loaded())
         while True:
-            match self._channel.receive():
+            match self._channel.receive_now() if loop.is_busy else self._channel.receive():
+                case None:
+                    loop.step()
                 case Batch() as batch:
                     threads.apply()
-                    batches.run(batch)
+                    loop.take(batch)
                 case Settings(threads=count):
                     threads.change(count)
                 case Unload():
@@ -69,11 +75,26 @@ class Worker:
                 case other:
                     return self._refuse(other)
 
+    def _serve_async(self, load: Load, threads: ComputeThreads) -> int:
+        # Imported where it is used: asyncio would make every other worker's start longer.
+        from torchd_workers.async_loop import AsyncLoop
+
+        loop = AsyncLoop(self._channel, load, threads)
+        handler = self._load(load, threads)
+        if handler is None:
+            return LOAD_FAILED
+        self._channel.send(Loaded())
+        match loop.run(handler):
+            case Unload():
+                return 0
+            case other:
+                return self._refuse(other)
+
     def _load(self, load: Load, threads: ComputeThreads) -> Handler | None:
         self._channel.send(Progress(0, f"loading {load.handler}"))
         try:
             context = context_for(load, Metrics(self._channel.send, load.model))
-            context.send_chunk = ChunkSender(self._channel, load.max_response_bytes).send
+            context.send_chunk = ChunkSender(self._channel, load.max_response_bytes, waits=not load.loop).send
             return load_handler(load.handler, context, threads)
         except BaseException as error:  # user code may raise anything, SystemExit too
             self._channel.send(load_failure_of(error, load.directory))

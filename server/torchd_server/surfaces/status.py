@@ -37,12 +37,16 @@ class Row:
     sentence: Callable[[Any], str] = str
 
 
-def _no_worker_sentence(error: errors.NoWorker | errors.QueueFull) -> str:
+def _no_worker_sentence(error: Any) -> str:
     return (
         f'Model "{error.model}" has no worker to serve inference request. Please use scale workers API to add workers. '
         "If this is a sequence inference, please check if it is closed, or expired; "
         "or exceeds maxSequenceJobQueueSize"
     )
+
+
+def _refusal_sentence(error: Any) -> str:
+    return f"{_no_worker_sentence(error)} ({error})"
 
 
 _C = code_pb2
@@ -76,13 +80,13 @@ TABLE: dict[type[Exception], Row] = {
         "MethodNotAllowedException",
         lambda e: f"Requested method is not allowed, please refer to API document. ({e})",
     ),
-    errors.QueueFull: Row(
-        _C.RESOURCE_EXHAUSTED,
-        "QUEUE_FULL",
-        503,
-        "ServiceUnavailableException",
-        lambda e: f"{_no_worker_sentence(e)} ({e})",
+    errors.QueueFull: Row(_C.RESOURCE_EXHAUSTED, "QUEUE_FULL", 503, "ServiceUnavailableException", _refusal_sentence),
+    errors.NoTicket: Row(_C.RESOURCE_EXHAUSTED, "NO_TICKET", 503, "ServiceUnavailableException", _refusal_sentence),
+    errors.SequenceLimit: Row(
+        _C.RESOURCE_EXHAUSTED, "SEQUENCE_LIMIT", 503, "ServiceUnavailableException", _refusal_sentence
     ),
+    errors.SequenceEnded: Row(_C.ABORTED, "SEQUENCE_CLOSED", 503, "ServiceUnavailableException", _refusal_sentence),
+    errors.SequenceLost: Row(_C.ABORTED, "SEQUENCE_LOST", 503, "ServiceUnavailableException", _refusal_sentence),
     errors.Overloaded: Row(_C.RESOURCE_EXHAUSTED, "OVERLOADED", 503, "ServiceUnavailableException"),
     errors.NoWorker: Row(_C.UNAVAILABLE, "NO_WORKER", 503, "ServiceUnavailableException", _no_worker_sentence),
     errors.Draining: Row(_C.UNAVAILABLE, "DRAINING", 503, "ServiceUnavailableException"),
