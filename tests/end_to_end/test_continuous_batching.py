@@ -1,4 +1,4 @@
-"""Continuous batching with a real handler: join, leave, stream, fail, die in mid-generation (torchserve.md, section 8)."""
+"""Continuous batching with a real handler: join, leave, stream, fail, die (torchserve.md, section 8)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from typing import Any
 
 import grpc
 import pytest
-from faults.arena import Client, wait_workers
+from faults.arena import Client, wait_running, wait_workers
 from harness.archives import pack_model
 from harness.daemon import Daemon
-from harness.eventually import eventually
 from harness.surfaces import SURFACES, GrpcSurface, StreamBroken, error_of
 
 SIZE = 4
@@ -66,22 +65,15 @@ def test_new_requests_join_while_others_run_and_never_more_than_fit(tmp_path: Pa
 
 def test_a_client_that_goes_leaves_its_place_to_others(tmp_path: Path, surface: str) -> None:
     """K02, K03, H13: it drops out between two steps, and the worker stays."""
-    with serving(tmp_path, surface, batchSize=1) as (_, client):
+    with serving(tmp_path, surface, batchSize=1) as (daemon, client):
         endless = wish(10**6, step_seconds=0.02)
         gone = client.abandon("tokens", endless)
-        waiting = client.abandon("tokens", endless)
-        eventually(lambda: pending(client) == 1)  # so the first one runs
-        waiting.leave()
+        with GrpcSurface(daemon) as observer:
+            wait_running(observer, "tokens", 1)
         gone.leave()
         [token] = said(iter([client.predict("tokens", wish(1)).body]))
         assert token["live"] == 1
         assert token["token"] == 1
-
-
-def pending(client: Client) -> int:
-    """Requests that wait in the model's queue."""
-    [description] = client.describe("tokens").json()
-    return int(description["jobQueueStatus"]["pendingRequests"])
 
 
 def test_a_failure_midway_ends_every_live_stream_with_its_reason_and_the_worker_goes_on(tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 
 
 def pack_model(folder: Path, model: str, **settings: Any) -> str:
-    """Packs tests/models/`model` into `folder`/store; gives what `--models` takes. `settings` are model-config.yaml's."""
+    """Packs tests/models/`model` into `folder`/store; gives what `--models` takes.
+
+    `settings` are model-config.yaml's.
+    """
     store = folder / "store"
     store.mkdir(exist_ok=True)
     config = folder / "model-config.yaml"

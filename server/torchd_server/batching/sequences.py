@@ -198,14 +198,13 @@ class SequencePolicy:
         home.leave(taker)
         unsent = {*handed_back, *home.waiting()}
         for lane in [lane for lane in self._lanes.values() if lane.home is home]:
-            # In their order: what was sent came before what had still to be sent.
-            back = sorted(lane.running & unsent, key=lambda request: request.number)
+            back = lane.running & unsent  # one at most: the next one goes when it has begun
             gone = lane.running - unsent
             lane.home = lane.current = None
             lane.running = set()
             for request in gone:
                 del self._lane_of[request]
-            for request in reversed(back):
+            for request in back:
                 request.queued(self)
                 lane.waiting.appendleft(request)
             if lane.has_state or gone:

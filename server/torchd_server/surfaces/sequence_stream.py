@@ -111,4 +111,7 @@ async def _responses(pending: _Pending) -> AsyncGenerator[PredictionResponse, No
     except Exception as error:
         if not isinstance(error, errors.TorchdError):
             logger.error("internal error", exc_info=error)
-        yield PredictionResponse(sequence_id=pending.sequence, status=grpc_status_of(error))
+        response = PredictionResponse(sequence_id=pending.sequence)
+        # Our messages live in a pool of their own: between the two classes of google.rpc.Status go bytes.
+        response.status.ParseFromString(grpc_status_of(error).SerializeToString())
+        yield response

@@ -1,7 +1,8 @@
 """Continuous batching as TorchServe's generators do it: state by request id, stopping criteria for each request.
 
-A request is JSON {"tokens": n}: n tokens, one a step. "step_seconds" slows its steps down, "raise_at" fails the batch at
-that token of it, "criteria_raise" makes its own stopping criterion fail, "size" pads its tokens.
+A request is JSON {"tokens": n}: n tokens, one a step. "step_seconds" slows its steps down, "raise_at" fails the batch
+at that token of it, "die_at" ends the process, "single" asks for one answer, "criteria_raise" makes its own stopping
+criterion fail, "size" pads its tokens.
 """
 
 import json
