@@ -62,12 +62,16 @@ class SequenceStream:
                 self._unanswered.popleft()
                 self._places.release()
                 self._answered.set()
+            await asyncio.wait([reader])
             if reader.cancelled():  # nobody reads what this client still has to say
                 raise errors.Draining
+            reader.result()
         finally:
             forget()
             reader.cancel()
             await asyncio.wait([reader])
+            if not reader.cancelled() and (error := reader.exception()) is not None:
+                logger.debug("a stream could not be read to its end: %s", error)
             for left in self._unanswered:
                 if isinstance(left.outcome, Request):
                     left.outcome.cancel()
