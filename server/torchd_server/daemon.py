@@ -86,7 +86,7 @@ class Core:
             unload_grace_seconds=settings.limits.unload_grace,
             sequence_headers=settings.sequence_headers,
         )
-        self.inference = Inference(self.registry, settings.limits, settings.sequence_headers)
+        self.inference = Inference(self.registry, settings.limits)
         self.management = Management(
             self.registry,
             self.store,
@@ -123,7 +123,8 @@ class Daemon:
         self._health = HealthSurface(self._core.registry, names.values())
         self._grpc_inference = self._grpc_server(names["inference"])
         self._grpc_management = self._grpc_server(names["management"])
-        add_InferenceAPIsServiceServicer_to_server(InferenceSurface(self._core.inference), self._grpc_inference)
+        surface = InferenceSurface(self._core.inference, settings.sequence_headers)
+        add_InferenceAPIsServiceServicer_to_server(surface, self._grpc_inference)
         add_ManagementAPIsServiceServicer_to_server(ManagementSurface(self._core.management), self._grpc_management)
         self._rest = {
             "inference": self._http_server(inference_port(self._core.inference)),

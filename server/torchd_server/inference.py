@@ -9,22 +9,15 @@ from torchd_protos.frames import Call, Reply
 from torchd_server import errors
 from torchd_server.registry import ModelRegistry
 from torchd_server.request import Request
-from torchd_server.settings import Limits, SequenceHeaders
+from torchd_server.settings import Limits
 
 DEFAULT_LIMITS = Limits()
-DEFAULT_SEQUENCE_HEADERS = SequenceHeaders()
 
 
 class Inference:
     """Runs calls. While the server drains, new ones are refused and accepted ones finish."""
 
-    def __init__(
-        self,
-        registry: ModelRegistry,
-        limits: Limits = DEFAULT_LIMITS,
-        sequence_headers: SequenceHeaders = DEFAULT_SEQUENCE_HEADERS,
-    ) -> None:
-        self.sequence_headers = sequence_headers
+    def __init__(self, registry: ModelRegistry, limits: Limits = DEFAULT_LIMITS) -> None:
         self._registry = registry
         self._limits = limits
         self._draining = False

@@ -15,19 +15,22 @@ from torchd_protos.frames import Call, Header, Part
 from torchd_protos.inference_pb2 import PredictionResponse, PredictionsRequest, TorchServeHealthResponse
 from torchd_protos.inference_pb2_grpc import InferenceAPIsServiceServicer
 from torchd_server.inference import Inference
+from torchd_server.settings import SequenceHeaders
 from torchd_server.surfaces.sequence_stream import SequenceCall, SequenceStream
 from torchd_server.surfaces.status import abort
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 # Metadata that gRPC itself adds; everything else is the client's and reaches the handler.
 _GRPC_METADATA = ("grpc-", "user-agent")
+DEFAULT_NAMES = SequenceHeaders()
 
 
 class InferenceSurface(InferenceAPIsServiceServicer):
-    """Translates; `Inference` decides."""
+    """Translates; `Inference` decides. `names` are the headers that say which sequence a request belongs to."""
 
-    def __init__(self, inference: Inference) -> None:
+    def __init__(self, inference: Inference, names: SequenceHeaders = DEFAULT_NAMES) -> None:
         self._inference = inference
+        self._names = names
 
     async def Ping(self, request: Empty, context: Context) -> TorchServeHealthResponse:
         """Health, always with status OK as TorchServe answers it."""
@@ -75,7 +78,7 @@ class InferenceSurface(InferenceAPIsServiceServicer):
         self, requests: AsyncIterator[PredictionsRequest], context: Context
     ) -> AsyncGenerator[SequenceCall, None]:
         """Requests without a sequence belong to one that this stream is."""
-        names = self._inference.sequence_headers
+        names = self._names
         own = ""
         async for request in requests:
             call = self._call(request, context)
@@ -89,7 +92,7 @@ class InferenceSurface(InferenceAPIsServiceServicer):
             yield SequenceCall(replace(call, headers=[*headers, Header(names.id, own)]), own, is_own=True)
 
     def _call(self, request: PredictionsRequest, context: Context) -> Call:
-        names = self._inference.sequence_headers
+        names = self._names
         remaining = context.time_remaining()
         headers = [
             Header(name, value)
