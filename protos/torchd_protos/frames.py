@@ -134,6 +134,7 @@ class Load(Message):
     sequence_header_id: str = ""
     sequence_header_start: str = ""
     sequence_header_end: str = ""
+    loop: str = ""
 
     WIRE = {
         "model": (1, "string"),
@@ -154,6 +155,7 @@ class Load(Message):
         "sequence_header_id": (16, "string"),
         "sequence_header_start": (17, "string"),
         "sequence_header_end": (18, "string"),
+        "loop": (19, "string"),
     }
 
 

@@ -50,6 +50,11 @@ class InferenceAPIsServiceStub(object):
                 request_serializer=torchd__protos_dot_inference__pb2.PredictionsRequest.SerializeToString,
                 response_deserializer=torchd__protos_dot_inference__pb2.PredictionResponse.FromString,
                 _registered_method=True)
+        self.StreamPredictions2 = channel.stream_stream(
+                '/org.pytorch.serve.grpc.inference.InferenceAPIsService/StreamPredictions2',
+                request_serializer=torchd__protos_dot_inference__pb2.PredictionsRequest.SerializeToString,
+                response_deserializer=torchd__protos_dot_inference__pb2.PredictionResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceAPIsServiceServicer(object):
@@ -76,6 +81,15 @@ class InferenceAPIsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamPredictions2(self, request_iterator, context):
+        """Runs the requests of one sequence, and answers them in their order; each answer names its sequence. An error of one
+        request is the `status` of its answer, and the call goes on. Without a `sequence_id` the call is a sequence of its
+        own, which ends with it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceAPIsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -91,6 +105,11 @@ def add_InferenceAPIsServiceServicer_to_server(servicer, server):
             ),
             'StreamPredictions': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamPredictions,
+                    request_deserializer=torchd__protos_dot_inference__pb2.PredictionsRequest.FromString,
+                    response_serializer=torchd__protos_dot_inference__pb2.PredictionResponse.SerializeToString,
+            ),
+            'StreamPredictions2': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamPredictions2,
                     request_deserializer=torchd__protos_dot_inference__pb2.PredictionsRequest.FromString,
                     response_serializer=torchd__protos_dot_inference__pb2.PredictionResponse.SerializeToString,
             ),
@@ -174,6 +193,33 @@ class InferenceAPIsService(object):
             request,
             target,
             '/org.pytorch.serve.grpc.inference.InferenceAPIsService/StreamPredictions',
+            torchd__protos_dot_inference__pb2.PredictionsRequest.SerializeToString,
+            torchd__protos_dot_inference__pb2.PredictionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamPredictions2(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/org.pytorch.serve.grpc.inference.InferenceAPIsService/StreamPredictions2',
             torchd__protos_dot_inference__pb2.PredictionsRequest.SerializeToString,
             torchd__protos_dot_inference__pb2.PredictionResponse.FromString,
             options,

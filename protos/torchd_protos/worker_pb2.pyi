@@ -92,7 +92,7 @@ class Hello(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., incarnation: _Optional[int] = ..., rank: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("model", "version", "directory", "handler", "device_type", "gpu_id", "batch_size", "threads", "manifest_json", "config_json", "decode_input", "max_response_bytes", "limit_image_pixels", "service_envelope", "metrics_json", "sequence_header_id", "sequence_header_start", "sequence_header_end")
+    __slots__ = ("model", "version", "directory", "handler", "device_type", "gpu_id", "batch_size", "threads", "manifest_json", "config_json", "decode_input", "max_response_bytes", "limit_image_pixels", "service_envelope", "metrics_json", "sequence_header_id", "sequence_header_start", "sequence_header_end", "loop")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,7 @@ class Load(_message.Message):
     SEQUENCE_HEADER_ID_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_HEADER_START_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_HEADER_END_FIELD_NUMBER: _ClassVar[int]
+    LOOP_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     directory: str
@@ -129,7 +130,8 @@ class Load(_message.Message):
     sequence_header_id: str
     sequence_header_start: str
     sequence_header_end: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., directory: _Optional[str] = ..., handler: _Optional[str] = ..., device_type: _Optional[str] = ..., gpu_id: _Optional[int] = ..., batch_size: _Optional[int] = ..., threads: _Optional[int] = ..., manifest_json: _Optional[str] = ..., config_json: _Optional[str] = ..., decode_input: bool = ..., max_response_bytes: _Optional[int] = ..., limit_image_pixels: bool = ..., service_envelope: _Optional[str] = ..., metrics_json: _Optional[str] = ..., sequence_header_id: _Optional[str] = ..., sequence_header_start: _Optional[str] = ..., sequence_header_end: _Optional[str] = ...) -> None: ...
+    loop: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., directory: _Optional[str] = ..., handler: _Optional[str] = ..., device_type: _Optional[str] = ..., gpu_id: _Optional[int] = ..., batch_size: _Optional[int] = ..., threads: _Optional[int] = ..., manifest_json: _Optional[str] = ..., config_json: _Optional[str] = ..., decode_input: bool = ..., max_response_bytes: _Optional[int] = ..., limit_image_pixels: bool = ..., service_envelope: _Optional[str] = ..., metrics_json: _Optional[str] = ..., sequence_header_id: _Optional[str] = ..., sequence_header_start: _Optional[str] = ..., sequence_header_end: _Optional[str] = ..., loop: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("percent", "text")

@@ -125,6 +125,7 @@ class Core:
             ),
             plan=_planner(settings),
             unload_grace_seconds=settings.limits.unload_grace,
+            sequence_headers=settings.sequence_headers,
         )
         self.inference = Inference(self.registry, settings.limits)
         self.open_inference = OpenInference(self.registry, self.inference)
@@ -216,7 +217,8 @@ class Daemon:
         self._health = HealthSurface(self._core.registry, [*inference, *management])
         self._grpc_inference = self._grpc_server("grpc_inference", inference, Access.INFERENCE)
         self._grpc_management = self._grpc_server("grpc_management", management, Access.MANAGEMENT)
-        add_InferenceAPIsServiceServicer_to_server(InferenceSurface(self._core.inference), self._grpc_inference)
+        surface = InferenceSurface(self._core.inference, settings.sequence_headers)
+        add_InferenceAPIsServiceServicer_to_server(surface, self._grpc_inference)
         add_ManagementAPIsServiceServicer_to_server(ManagementSurface(self._core.management), self._grpc_management)
         if settings.open_inference:
             open_inference_grpc.add_to_server(OpenInferenceSurface(self._core.open_inference), self._grpc_inference)

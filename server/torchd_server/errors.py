@@ -13,7 +13,8 @@ TorchdError
  |- NodeFailed: NodeOverloaded, NodeUnavailable, NodeTimeout
  |- Unauthorized: InvalidKey
  |- WrongScope
- |- Overloaded: QueueFull, TooManyWrongTokens
+ |- Overloaded: QueueFull, TooManyWrongTokens, NoTicket, SequenceLimit (TooManySequences, SequenceFull)
+ |- SequenceEnded: SequenceClosed, SequenceLost
  |- Unavailable: NoWorker (NoWorkerToDescribe), Draining
 |- ModelFailed
 |- LoadFailed: OutOfMemory, SpawnFailed
@@ -245,6 +246,65 @@ class TooManyWrongTokens(Overloaded):
 
     def __init__(self) -> None:
         super().__init__("too many wrong tokens were shown; try again later, with the right one")
+
+
+class NoTicket(Overloaded):
+    """The model takes only what a worker can begin at once (useJobTicket), and every worker is busy."""
+
+    def __init__(self, model: str, version: str) -> None:
+        self.model, self.version = model, version
+        super().__init__(f"every worker of model '{model}' version {version} is busy, and it lets nobody wait")
+
+
+class SequenceLimit(Overloaded):
+    """There are more sequences, or more requests of one, than the limits allow."""
+
+
+class TooManySequences(SequenceLimit):
+    """No further sequence can be opened."""
+
+    def __init__(self, model: str, version: str, limit: int) -> None:
+        self.model, self.version = model, version
+        super().__init__(
+            f"model '{model}' version {version} has {limit} open sequences, its limit "
+            "(maxNumSequence in model-config.yaml); end one of them first"
+        )
+
+
+class SequenceFull(SequenceLimit):
+    """So many requests of one sequence wait already."""
+
+    def __init__(self, model: str, version: str, sequence: str, limit: int) -> None:
+        self.model, self.version = model, version
+        super().__init__(
+            f"{limit} requests of sequence {sequence[:100]!r} of model '{model}' version {version} wait, its limit "
+            "(maxSequenceJobQueueSize in model-config.yaml)"
+        )
+
+
+class SequenceEnded(TorchdError):
+    """The sequence that this request belongs to is over."""
+
+    how = "has ended"
+
+    def __init__(self, model: str, version: str, sequence: str) -> None:
+        self.model, self.version = model, version
+        super().__init__(
+            f"sequence {sequence[:100]!r} of model '{model}' version {version} {self.how}; begin it anew with the "
+            "start header"
+        )
+
+
+class SequenceClosed(SequenceEnded):
+    """It was ended, or closed because it was idle or open for too long."""
+
+    how = "was ended or has expired"
+
+
+class SequenceLost(SequenceEnded):
+    """Its worker is gone, and with it the state the handler kept."""
+
+    how = "has lost its state with its worker"
 
 
 class Unavailable(TorchdError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import contextlib
+from collections.abc import AsyncGenerator, Callable
 
 from torchd_protos.frames import Call, Reply
 from torchd_server import errors
@@ -20,10 +21,28 @@ class Inference:
         self._registry = registry
         self._limits = limits
         self._draining = False
+        self._on_drain: dict[object, Callable[[], object]] = {}
 
     def drain(self) -> None:
         """Refuses every new call from now on."""
         self._draining = True
+        for tell in list(self._on_drain.values()):
+            tell()
+
+    def on_drain(self, tell: Callable[[], object]) -> Callable[[], None]:
+        """Has `tell` called when the server begins to drain; gives what takes that back."""
+        key = object()
+        self._on_drain[key] = tell
+
+        def forget() -> None:
+            self._on_drain.pop(key, None)
+
+        return forget
+
+    def close_sequence(self, model: str, version: str, sequence: str) -> None:
+        """Ends a sequence whose client has left; one that is gone already is no error."""
+        with contextlib.suppress(errors.NotFound):
+            self._registry.get(model, version).close_sequence(sequence)
 
     def submit(self, call: Call) -> Request:
         """Accepts a call or refuses it at once."""

@@ -6,25 +6,25 @@ import asyncio
 import contextlib
 import enum
 import itertools
+import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
 from torchd_protos.frames import Call, Load
 from torchd_server import errors
 from torchd_server.accelerators.cpu import ThreadBudget
 from torchd_server.accelerators.ledger import DeviceLedger
-from torchd_server.batching.policy import BatchPolicy
-from torchd_server.batching.queues import Fifo
-from torchd_server.batching.waits import WAITS, BatchWait
+from torchd_server.batching import modes
 from torchd_server.clock import Clock
 from torchd_server.metrics import ModelMetrics
 from torchd_server.placement.base import Placement, WorkerSpec
 from torchd_server.pool import WorkerFailure, WorkerPool
 from torchd_server.request import Request
-from torchd_server.settings import ModelSettings
+from torchd_server.settings import ModelSettings, SequenceHeaders
 from torchd_server.store import UnpackedModel
 from torchd_server.worker import Worker, WorkerPlan
 
@@ -71,6 +71,8 @@ class VersionStatus:
     pending: int
     remaining: int
     last_failure: WorkerFailure | None
+    # Whether its archive brought a model-config.yaml.
+    has_config: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class Machinery:
     load: Load
     plan: Callable[[WorkerSpec, Load, ModelSettings], WorkerPlan]
     unload_grace_seconds: float
+    sequence_headers: SequenceHeaders = field(default_factory=SequenceHeaders)
 
 
 class ModelVersion:
@@ -109,13 +112,7 @@ class ModelVersion:
         self._machinery = machinery
         self._metrics = metrics
         self._on_change = on_change
-        self._policy = BatchPolicy(
-            Fifo(),
-            settings.batch_size,
-            settings.job_queue_size,
-            _wait_of(settings),
-            machinery.clock,
-        )
+        self._policy = modes.policy_for(settings, machinery.clock, machinery.sequence_headers, (name, version))
         self._pool = WorkerPool(self._make_worker, machinery.unload_grace_seconds, self._changed)
         self._draining = False
         self._unfinished: set[Request] = set()
@@ -149,7 +146,7 @@ class ModelVersion:
         return len(self._unfinished)
 
     def submit(self, call: Call) -> Request:
-        """Accepts a request, or refuses it at once: QueueFull, NoWorker, ModelFailed, Draining."""
+        """Accepts a request, or refuses it at once: an Overloaded, a SequenceEnded, NoWorker, ModelFailed, Draining."""
         self._metrics.requested(call.version)
         if self._draining:
             raise errors.Draining(f"model '{self.name}' version {self.version}")
@@ -158,14 +155,36 @@ class ModelVersion:
         if not self._pool.wanted:
             raise errors.NoWorker(self.name, self.version)
         if not self._policy.room:  # before a request exists: a refusal costs nothing
-            self._metrics.outcome("QueueFull")
-            raise errors.QueueFull(self.name, self.version, self.settings.job_queue_size)
+            self._refuse(errors.QueueFull(self.name, self.version, self.settings.job_queue_size))
+        if self.settings.use_job_ticket and not self._policy.tickets:
+            self._refuse(errors.NoTicket(self.name, self.version))
+        if self.settings.sequence_batching:
+            call = self._admit(call)
         request = Request(
-            call, next(_numbers), self.settings.response_timeout, self._machinery.clock, self._request_done
+            call,
+            next(_numbers),
+            self.settings.response_timeout,
+            self._machinery.clock,
+            self._request_done,
+            self.settings.client_timeout_ms / 1000 or math.inf,
         )
         self._unfinished.add(request)
         self._policy.put(request)
         return request
+
+    def _admit(self, call: Call) -> Call:
+        try:
+            return self._policy.admit(call)
+        except errors.TorchdError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: errors.TorchdError) -> NoReturn:
+        self._metrics.outcome(type(error).__name__)
+        raise error
+
+    def close_sequence(self, sequence: str) -> None:
+        """Ends a sequence whose client has left; what runs of it runs to its end."""
+        self._policy.close(sequence)
 
     def scale(self, min_workers: int, max_workers: int) -> None:
         """Starts workers up to the least wanted, or lets go those above the most."""
@@ -175,7 +194,7 @@ class ModelVersion:
     def reconfigure(self, settings: ModelSettings) -> None:
         """Serves with these settings from now on; workers keep running, and handlers keep the batch size they know."""
         self.settings = settings
-        self._policy.resize(settings.batch_size, settings.job_queue_size, _wait_of(settings))
+        modes.resize(self._policy, settings)
         for worker in self._pool.workers():
             worker.allow(settings.response_timeout)
 
@@ -219,6 +238,7 @@ class ModelVersion:
             self._policy.depth,
             self._policy.room,
             self._pool.last_failure,
+            bool(self.unpacked.config),
         )
 
     def _absent_workers(self) -> list[str]:
@@ -251,6 +271,7 @@ class ModelVersion:
             device_type="cpu" if gpu is None else "gpu",
             gpu_id=gpu,
             batch_size=self.settings.batch_size,
+            loop=self._policy.turn.loop,
             manifest_json=self.unpacked.manifest_json,
             config_json=self.unpacked.config_json,
         )
@@ -293,10 +314,6 @@ class ModelVersion:
             self._metrics.answered(request.call.version, request.sent_at - request.received_at, total_seconds)
         if not self._unfinished:
             self._nothing_left.set()
-
-
-def _wait_of(settings: ModelSettings) -> BatchWait:
-    return WAITS[settings.batch_wait](settings.max_batch_delay_ms / 1000)
 
 
 def _resident_bytes(pid: int) -> int:

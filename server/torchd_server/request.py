@@ -54,6 +54,7 @@ class Request:
         "client_deadline",
         "deadline",
         "error",
+        "has_answer",
         "number",
         "received_at",
         "replied_at",
@@ -70,6 +71,7 @@ class Request:
         response_timeout: float,
         clock: Clock,
         on_done: Callable[[Request], None],
+        first_timeout: float = math.inf,
     ) -> None:
         self.call = call
         self.number = number
@@ -77,12 +79,14 @@ class Request:
         self.state = State.RECEIVED
         self.error: TorchdError | None = None
         self.received_at = clock.time()
-        self.sent_at = 0.0
         self.sent_times = 0
+        self.sent_at = 0.0
+        self.has_answer = False
         self.replied_at = 0.0
-        # The client's own deadline counts for the whole answer; the model's timeout for each chunk of a streamed one.
+        # The client's own deadline counts for the whole answer; the model's timeout for each chunk of a streamed one,
+        # `first_timeout` for the first.
         self.client_deadline = self.received_at + call.timeout_ms / 1000 if call.timeout_ms else math.inf
-        self.deadline = min(self.client_deadline, self.received_at + response_timeout)
+        self.deadline = min(self.client_deadline, self.received_at + min(response_timeout, first_timeout))
         self._clock = clock
         self._on_done = on_done
         self._owner: Owner | None = None
@@ -94,10 +98,10 @@ class Request:
         """It waits, held by `owner`."""
         self._move(State.QUEUED, owner)
 
-    def sent(self, owner: Owner) -> None:
-        """It is with a worker, held by `owner`."""
+    def sent(self, owner: Owner, now: float = 0.0) -> None:
+        """It is with a worker, held by `owner`, from `now` on."""
         self.sent_times += 1
-        self.sent_at = self._clock.time()
+        self.sent_at = now
         self._move(State.SENT, owner)
 
     def _move(self, state: State, owner: Owner) -> None:
@@ -110,6 +114,7 @@ class Request:
         """One more piece of the answer; the last one (`more` false) finishes the request."""
         if self.state is State.DONE:
             return
+        self.has_answer = True
         self._replies.append(reply)
         if not reply.more:
             self.finish()

@@ -43,12 +43,12 @@ from torchd_protos.frames import (
 )
 from torchd_server import errors
 from torchd_server.accelerators.cpu import ThreadBudget
-from torchd_server.batching.policy import BatchPolicy
+from torchd_server.batching.base import Policy
 from torchd_server.clock import Clock, Timer
 from torchd_server.link import Link, error_of, load_error_of
 from torchd_server.metrics import ModelMetrics
 from torchd_server.placement.base import Exit, Placement, WorkerProcess, WorkerSpec
-from torchd_server.request import Request
+from torchd_server.request import Request, State
 
 logger = logging.getLogger(__name__)
 model_logger = logging.getLogger("torchd.model")
@@ -99,7 +99,7 @@ class Worker:
         self,
         plan: WorkerPlan,
         placement: Placement,
-        policy: BatchPolicy,
+        policy: Policy,
         threads: ThreadBudget,
         metrics: ModelMetrics,
         clock: Clock,
@@ -127,14 +127,16 @@ class Worker:
         self._exit: Exit | None = None
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._cause: errors.TorchdError | None = None
-        # The batch that is with the worker: None stands for a request that was released meanwhile.
-        self._step: dict[int, Request | None] = {}
-        self._step_number = 0
-        self._step_size = 0
-        self._step_sent_at = 0.0
-        self._has_started = False
-        self._step_done: asyncio.Future[None] | None = None
+        # What is with the worker and has not had its last answer; who was released meanwhile is done and stays here.
+        self._live: dict[int, Request] = {}
+        # What was sent together, until the worker says Started.
+        self._unstarted: dict[int, list[Request]] = {}
+        self._step = 0
+        # Where requests do not join one by one: the batch that runs.
+        self._batch: list[Request] = []
+        self._nothing_runs: asyncio.Future[None] | None = None
         self._timer: Timer | None = None
+        self._heard_at = 0.0
 
     @property
     def name(self) -> str:
@@ -149,7 +151,12 @@ class Worker:
     @property
     def running(self) -> int:
         """Requests with it that somebody still waits for."""
-        return sum(request is not None for request in self._step.values())
+        return sum(request.state is not State.DONE for request in self._live.values())
+
+    @property
+    def room(self) -> int:
+        """Requests it can take now."""
+        return self._policy.turn.room(len(self._live))
 
     @property
     def identity(self) -> dict[str, str]:
@@ -191,11 +198,11 @@ class Worker:
         if self.state is WorkerState.READY:
             self._become(WorkerState.DRAINING)
             self._policy.leave(self)
-            if self._step:
-                self._step_done = asyncio.get_running_loop().create_future()
-                ends: list[asyncio.Future[Any]] = [self._step_done, self.dead]
+            if self._live:
+                self._nothing_runs = asyncio.get_running_loop().create_future()
+                ends: list[asyncio.Future[Any]] = [self._nothing_runs, self.dead]
                 await asyncio.wait(ends, timeout=grace_seconds, return_when="FIRST_COMPLETED")
-            if self._link is not None and not self._step:
+            if self._link is not None and not self._live:
                 self._cause = errors.Draining("the worker")
                 self._link.send(Unload())
                 await asyncio.wait([self.dead], timeout=UNLOAD_SECONDS)
@@ -209,31 +216,32 @@ class Worker:
         if self._process is None:
             self._die()
             return
-        self._end(self._process)
+        self._kill_process(self._process)
 
     def run(self, batch: list[Request], waited_seconds: float) -> None:
         """Sends a batch to the process."""
         now = self._clock.time()
-        self._step_number += 1
-        self._step_size = len(batch)
-        self._step_sent_at = now
-        self._has_started = False
+        self._step += 1
+        self._unstarted[self._step] = batch
+        if not self._policy.turn.joins:
+            self._batch = batch
         items = []
         for request in batch:
-            request.sent(self)
+            request.sent(self, now)
+            self._live[request.number] = request
             self._metrics.queue_seconds(now - request.received_at)
             items.append(Item(request.number, max(1, int((request.deadline - now) * 1000)), request.call))
-        self._step = {request.number: request for request in batch}
         self._metrics.batch_size(len(batch))
         self._metrics.batch_wait_seconds(waited_seconds)
-        self._arm_hang_timer()
+        if self._timer is None:
+            self._heard_at = now
+            self._arm_hang_timer()
         if self._link is not None:
-            self._link.send(Batch(self._step_number, items))
+            self._link.send(Batch(self._step, items))
 
     def release(self, request: Request) -> None:
         """A running request was cancelled or has expired: the worker is told, its answer will be dropped."""
-        if request.number in self._step and self._link is not None:
-            self._step[request.number] = None
+        if request.number in self._live and self._link is not None:
             self._link.send(Cancel(request.number))
 
     def credit(self, request: Request, size: int) -> None:
@@ -249,7 +257,7 @@ class Worker:
             case Failure():
                 self._failure(message)
             case Started():
-                self._has_started = message.step == self._step_number
+                self._unstarted.pop(message.step, None)
             case Log():
                 origin = {**self.identity, "request": message.request_id}
                 model_logger.log(message.level, "%s: %s", message.logger, message.text, extra=origin)
@@ -274,9 +282,9 @@ class Worker:
         if self._exit is not None:
             self._die()
         elif self._process is not None:
-            self._end(self._process)
+            self._kill_process(self._process)
 
-    def _end(self, process: WorkerProcess) -> None:
+    def _kill_process(self, process: WorkerProcess) -> None:
         """Kills the process; its exit leads to `_die`, or the time in which the kernel did not let it go."""
         process.kill()
         self._clock.call_at(self._clock.time() + ABANDON_SECONDS, self._die)
@@ -320,8 +328,15 @@ class Worker:
         self._kill_hung(errors.LoadFailed(f"the model was not loaded within startup_timeout, {seconds:g} s"))
 
     def _answer_timeout(self) -> None:
+        if self._clock.time() < self._heard_at + self._patience:  # chunks have come meanwhile
+            self._arm_hang_timer()
+            return
         limits = f"response_timeout, {self.plan.response_timeout:g} s, and {HANG_GRACE_SECONDS:g} s of grace"
         self._kill_hung(errors.WorkerTimeout(f"the worker did not answer within {limits}"))
+
+    @property
+    def _patience(self) -> float:
+        return self.plan.response_timeout + HANG_GRACE_SECONDS
 
     def _kill_hung(self, cause: errors.TorchdError) -> None:
         logger.warning("worker hangs and is killed: %s", cause, extra=self.identity)
@@ -330,9 +345,7 @@ class Worker:
         self._timer = self._clock.call_at(self._clock.time() + STACK_DUMP_SECONDS, lambda: self.kill(cause))
 
     def _arm_hang_timer(self) -> None:
-        self._disarm()
-        wait = self.plan.response_timeout + HANG_GRACE_SECONDS
-        self._timer = self._clock.call_at(self._clock.time() + wait, self._answer_timeout)
+        self._timer = self._clock.call_at(self._heard_at + self._patience, self._answer_timeout)
 
     def _disarm(self) -> None:
         if self._timer is not None:
@@ -340,44 +353,67 @@ class Worker:
             self._timer = None
 
     def _reply(self, reply: Reply) -> None:
-        if reply.request not in self._step:
+        request = self._live.get(reply.request)
+        if request is None:
             raise ProtocolError(f"an answer to request {reply.request}, which this worker does not run")
-        self._has_started = True
+        if self._unstarted:
+            self._mark_started(request)
+        if reply.headers:
+            self._policy.heard(reply.headers)
         if reply.more:
-            self._arm_hang_timer()
-            request = self._step[reply.request]
-        else:
-            self.has_answered = True
-            request = self._step.pop(reply.request)
-        if request is not None:
+            self._heard_at = self._clock.time()
+            if not request.has_answer:
+                self._policy.began(request)
             request.reply(reply)
-        if reply.end_of_step:
-            self._end_step()
+            if reply.end_of_step:
+                raise ProtocolError(f"the batch ended in the middle of the answer to request {reply.request}")
+            return
+        self.has_answered = True
+        del self._live[reply.request]
+        request.reply(reply)
+        self._left(request, reply.end_of_step)
 
     def _failure(self, failure: Failure) -> None:
-        if failure.request not in self._step:
+        request = self._live.pop(failure.request, None)
+        if request is None:
             raise ProtocolError(f"a failure of request {failure.request}, which this worker does not run")
-        self._has_started = self.has_answered = True
-        request = self._step.pop(failure.request)
+        if self._unstarted:
+            self._mark_started(request)
+        self.has_answered = True
         if failure.traceback:
             logger.error("handler failed: %s\n%s", failure.message, failure.traceback, extra=self.identity)
         elif failure.kind != "Cancelled":
             logger.warning("no answer: %s", failure.message, extra=self.identity)
-        if request is not None:
-            request.finish(error_of(failure))
-        if failure.end_of_step:
-            self._end_step()
+        request.finish(error_of(failure))
+        self._left(request, failure.end_of_step)
 
-    def _end_step(self) -> None:
-        if self._step:
-            raise ProtocolError(f"the batch ended with {len(self._step)} requests unanswered")
-        self._disarm()
-        seconds = self._clock.time() - self._step_sent_at
+    def _mark_started(self, request: Request) -> None:
+        """An answer says as much as Started."""
+        for step, batch in self._unstarted.items():
+            if request in batch:
+                del self._unstarted[step]
+                return
+
+    def _left(self, request: Request, end_of_step: bool) -> None:
+        """A request has had its last answer; where requests do not join one by one, `end_of_step` ends the batch."""
+        if self._policy.turn.joins:
+            self._end([request])
+        elif end_of_step:
+            if self._live:
+                raise ProtocolError(f"the batch ended with {len(self._live)} requests unanswered")
+            batch, self._batch = self._batch, []
+            self._end(batch)
+
+    def _end(self, requests: list[Request]) -> None:
+        """These, which were sent together, run no more: there is room for others."""
+        self._heard_at = self._clock.time()
+        seconds = self._heard_at - requests[0].sent_at
         self._metrics.worker_seconds(seconds)
-        self._policy.finished(self._step_size, seconds)
-        self._step_size = 0
-        if self._step_done is not None and not self._step_done.done():
-            self._step_done.set_result(None)
+        if not self._live:
+            self._disarm()
+            if self._nothing_runs is not None and not self._nothing_runs.done():
+                self._nothing_runs.set_result(None)
+        self._policy.finished(self, requests, seconds)
         if self.state is WorkerState.READY:
             self._policy.has_room(self)
 
@@ -411,19 +447,18 @@ class Worker:
         cause = self._cause or errors.WorkerDied(end)
         self._disarm()
         self._threads.leave(self)
-        self._policy.leave(self)
         self._close()
         self.state = WorkerState.DEAD
-        step, self._step = self._step, {}
-        if self._step_size:
-            self._policy.finished(self._step_size, None)
+        live, self._live = list(self._live.values()), {}
+        self._policy.finished(self, self._batch or live, None)
         # What had not begun may run elsewhere; what a second worker did not survive is no bad luck any more.
-        waiting = [request for request in step.values() if request is not None]
-        again = [request for request in waiting if not self._has_started and request.sent_times < SENT_AT_MOST]
+        unstarted = {request for batch in self._unstarted.values() for request in batch}
+        waiting = [request for request in live if request.state is not State.DONE]
+        again = [request for request in waiting if request in unstarted and request.sent_times < SENT_AT_MOST]
+        self._policy.leave(self, again)
         for request in waiting:
             if request not in again:
                 request.finish(cause if isinstance(cause, errors.WorkerLost) else errors.WorkerDied(str(cause)))
-        self._policy.put_back(again)
         if not isinstance(cause, errors.Draining):  # nobody had let it go
             self._metrics.worker_failed()
         self.dead.set_result(cause)

@@ -135,6 +135,17 @@ def wait_workers(client: Client, count: int, model: str = "zoo") -> set[int]:
     return eventually(lambda: pids if len(pids := worker_pids(client, model)) == count else set())
 
 
+def wait_running(client: GrpcSurface, model: str, count: int) -> None:
+    """Returns once the workers of a model run so many requests together."""
+    request = client.management_messages.DescribeModelRequest(model_name=model)
+
+    def running() -> int:
+        [description] = client.management.DescribeModel(request, timeout=60).models
+        return sum(worker.running_requests for worker in description.workers)
+
+    eventually(lambda: running() == count)
+
+
 def worker_pids(client: Client, model: str = "zoo") -> set[int]:
     """The pids of a model's workers that are ready."""
     return {

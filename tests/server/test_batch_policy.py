@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from torchd_server.batching.policy import BatchPolicy
 from torchd_server.batching.queues import Fifo
-from torchd_server.batching.waits import WAITS
+from torchd_server.batching.turns import EachStep
+from torchd_server.batching.waits import WAITS, NoWait
 from torchd_server.request import Request, State
 
 DELAY = 0.1
@@ -28,6 +29,10 @@ class Taker:
         self.waited: list[float] = []
         self.running: list[Request] = []
         self.is_idle = False
+
+    @property
+    def room(self) -> int:
+        return self.policy.turn.room(0) if self.is_idle else 0
 
     def wants_more(self) -> None:
         self.is_idle = True
@@ -45,7 +50,7 @@ class Taker:
         running, self.running = self.running, []
         for request in running:
             request.finish()
-        self.policy.finished(len(running), seconds)
+        self.policy.finished(self, running, seconds)
 
     def release(self, request: Request) -> None:
         """A running request was cancelled: its answer goes nowhere."""
@@ -152,7 +157,7 @@ def test_requests_handed_back_are_first_again_and_over_the_limit_if_need_be(wait
     first, second = bench.put(), bench.put()
     third, fourth = bench.put(), bench.put()
     assert bench.policy.room == 0
-    bench.policy.finished(2, None)
+    bench.policy.finished(dying, dying.running, None)
     bench.policy.put_back(dying.running)
     assert (bench.policy.depth, bench.policy.room) == (4, 0)
     assert {first.state, second.state} == {State.QUEUED}
@@ -252,7 +257,7 @@ class AnyTraffic(RuleBasedStateMachine):
         running, taker.running = taker.running, []
         if running:
             back = [request for request in running if request.state is not State.DONE]
-            self.bench.policy.finished(len(running), None)
+            self.bench.policy.finished(taker, running, None)
             self.waiting[:0] = back
             taker.batches.pop()
             self.bench.policy.put_back(back)
@@ -317,6 +322,113 @@ class AnyTrafficAdaptive(AnyTraffic):
     wait = "adaptive"
 
 
+class Stepper:
+    """A worker whose requests join and leave one by one."""
+
+    def __init__(self, policy: BatchPolicy, everybody: list[Request]) -> None:
+        self.policy = policy
+        self.everybody = everybody
+        self.taken: list[Request] = []
+        self.running: list[Request] = []
+
+    @property
+    def room(self) -> int:
+        return self.policy.turn.room(len(self.running))
+
+    def run(self, batch: list[Request], waited_seconds: float) -> None:
+        first = [request for request in self.everybody if request.state is State.QUEUED][: len(batch)]
+        assert batch == first, "somebody was overtaken"
+        for request in batch:
+            request.sent(self)
+        self.taken += batch
+        self.running += batch
+
+    def release(self, request: Request) -> None:
+        """A running request was cancelled; it keeps its place until the worker has left it."""
+
+    def credit(self, request: Request, size: int) -> None:
+        """Nothing is streamed here."""
+
+
+class AnySteps(RuleBasedStateMachine):
+    """Requests that join one by one: no place stays empty while somebody waits, none is taken twice, none is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+        self.policy = BatchPolicy(Fifo(), SIZE, 100, NoWait(), self.clock, EachStep(SIZE))
+        self.requests: list[Request] = []
+        self.workers: list[Stepper] = []
+        self.gone: list[Stepper] = []
+
+    @rule()
+    def arrives(self) -> None:
+        request = Request(call(), len(self.requests) + 1, 1000.0, self.clock, lambda _: None)
+        self.requests.append(request)
+        self.policy.put(request)
+
+    @rule(number=st.integers(0, 30))
+    def client_goes(self, number: int) -> None:
+        if number < len(self.requests):
+            self.requests[number].cancel()
+
+    @rule()
+    def a_worker_comes(self) -> None:
+        if len(self.workers) < 3:
+            self.workers.append(Stepper(self.policy, self.requests))
+            self.policy.has_room(self.workers[-1])
+
+    @rule(number=st.integers(0, 2), which=st.integers(0, SIZE - 1))
+    def ends(self, number: int, which: int) -> None:
+        if number < len(self.workers) and self.workers[number].running:
+            self.end(self.workers[number], which)
+
+    def end(self, worker: Stepper, which: int = 0) -> None:
+        request = worker.running.pop(which % len(worker.running))
+        request.finish()
+        self.policy.finished(worker, [request], 0.01)
+        self.policy.has_room(worker)
+
+    @rule(number=st.integers(0, 2), begun=st.integers(0, SIZE))
+    def dies(self, number: int, begun: int) -> None:
+        """What joined last may not have begun."""
+        if number >= len(self.workers):
+            return
+        worker = self.workers.pop(number)
+        self.gone.append(worker)
+        running, worker.running = worker.running, []
+        back = [request for request in running[begun:] if request.state is not State.DONE]
+        worker.taken = [request for request in worker.taken if request not in back]
+        self.policy.finished(worker, running, None)
+        self.policy.leave(worker, back)
+        for request in running:
+            if request not in back:
+                request.finish()
+
+    @invariant()
+    def no_place_is_empty_while_somebody_waits(self) -> None:
+        assert all(len(worker.running) <= SIZE for worker in self.workers)
+        queued = sum(request.state is State.QUEUED for request in self.requests)
+        assert self.policy.depth == queued
+        assert not queued or all(worker.room == 0 for worker in self.workers)
+        assert self.policy.tickets == (0 if queued else sum(worker.room for worker in self.workers))
+        assert self.policy.running == sum(len(worker.running) for worker in self.workers)
+
+    @invariant()
+    def a_request_is_taken_once(self) -> None:
+        taken = [request for worker in [*self.workers, *self.gone] for request in worker.taken]
+        assert len(taken) == len(set(taken))
+
+    def teardown(self) -> None:
+        self.a_worker_comes()
+        while any(worker.running for worker in self.workers):
+            for worker in self.workers:
+                if worker.running:
+                    self.end(worker)
+        assert all(request.state is State.DONE for request in self.requests), "a request was lost"
+
+
+TestAnySteps = AnySteps.TestCase
 TestAnyTrafficFull = AnyTraffic.TestCase
 TestAnyTrafficAdaptive = AnyTrafficAdaptive.TestCase
 

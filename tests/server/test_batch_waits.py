@@ -82,9 +82,11 @@ class SimulatedWorker:
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
+        self.room = simulation.policy.turn.room(0)
         simulation.policy.has_room(self)
 
     def run(self, batch: list[Request], waited_seconds: float) -> None:
+        self.room = 0
         seconds = self.simulation.service.seconds(len(batch))
         for request in batch:
             request.sent(self)
@@ -93,7 +95,8 @@ class SimulatedWorker:
     def ends(self, batch: list[Request], seconds: float) -> None:
         for request in batch:
             request.finish()
-        self.simulation.policy.finished(len(batch), seconds)
+        self.simulation.policy.finished(self, batch, seconds)
+        self.room = self.simulation.policy.turn.room(0)
         self.simulation.policy.has_room(self)
 
     def release(self, request: Request) -> None:

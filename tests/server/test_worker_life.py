@@ -42,7 +42,8 @@ from torchd_server import errors
 from torchd_server.accelerators.cpu import ThreadBudget
 from torchd_server.batching.policy import BatchPolicy
 from torchd_server.batching.queues import Fifo
-from torchd_server.batching.waits import AdaptiveWait
+from torchd_server.batching.turns import EachStep, FreeRunning, Turn
+from torchd_server.batching.waits import AdaptiveWait, NoWait
 from torchd_server.metrics import Metrics
 from torchd_server.placement.base import Exit, WorkerSpec
 from torchd_server.request import Request, State
@@ -52,10 +53,12 @@ from torchd_server.worker import HANG_GRACE_SECONDS, STACK_DUMP_SECONDS, Worker,
 class Bench:
     """A worker with everything it needs, and the requests it is given."""
 
-    def __init__(self, *behaviours: object, size: int = 4, threads: ThreadBudget | None = None) -> None:
+    def __init__(
+        self, *behaviours: object, size: int = 4, threads: ThreadBudget | None = None, turn: Turn | None = None
+    ) -> None:
         self.clock = ManualClock()
         self.placement = FakePlacement(*(behaviours or (loads_only,)))  # type: ignore[arg-type]
-        self.policy = BatchPolicy(Fifo(), size, 100, AdaptiveWait(0.1), self.clock)
+        self.policy = BatchPolicy(Fifo(), size, 100, NoWait() if turn else AdaptiveWait(0.1), self.clock, turn)
         self.threads = threads or ThreadBudget(4)
         self.metrics = Metrics().of_model("m", "1.0")
         self.requests: list[Request] = []
@@ -527,4 +530,95 @@ async def test_a_failed_load_says_so_before_the_process_is_gone() -> None:
     bench.clock.advance(61)
     with pytest.raises(errors.OutOfMemory, match="CUDA"):
         await start
+    await bench.end(worker)
+
+
+JOINING = [EachStep(3), FreeRunning(3)]
+
+
+@pytest.mark.parametrize("turn", JOINING, ids=lambda turn: turn.loop)
+@in_loop
+async def test_where_requests_join_each_answer_makes_room_for_one(turn: Turn) -> None:
+    bench = Bench(turn=turn)
+    for number in range(5):
+        bench.put(b"%d" % number)
+    worker, process = await bench.started()
+    first = await process.hears(Batch)
+    assert [item.request for item in first.items] == [1, 2, 3]
+    process.say(Started(first.step), Reply(2, body=b"two"))
+    second = await process.hears(Batch)
+    assert [item.request for item in second.items] == [4]
+    process.say(Failure(1, "HandlerFailed", "no"))
+    third = await process.hears(Batch)
+    assert [item.request for item in third.items] == [5]
+    process.say(*[Reply(number, body=b"end") for number in (5, 4, 3)])
+    assert (await bench.requests[4].answer())[0].body == b"end"
+    assert isinstance(bench.requests[0].error, errors.HandlerFailed)
+    assert worker.room == 3
+    worker.kill(errors.Draining("test"))
+    await bench.end(worker)
+
+
+@in_loop
+async def test_what_joined_and_had_not_begun_goes_back_and_the_rest_is_answered() -> None:
+    """P04: Started counts for each batch that joined."""
+    bench = Bench(turn=EachStep(4))
+    worker, process = await bench.started()
+    began, joined, streaming = bench.put(b"0"), bench.put(b"1"), bench.put(b"2")
+    first, _, third = [await process.hears(Batch) for _ in range(3)]
+    process.say(Started(first.step), Reply(third.items[0].request, body=b"chunk", more=True))
+    await turns()
+    process.exit(-9)
+    await bench.end(worker)
+    assert isinstance(began.error, errors.WorkerDied)
+    assert isinstance(streaming.error, errors.WorkerDied), "a chunk says as much as Started"
+    assert joined.state is State.QUEUED
+
+
+@in_loop
+async def test_a_cancelled_request_keeps_its_place_until_the_worker_has_left_it() -> None:
+    bench = Bench(turn=FreeRunning(1))
+    worker, process = await bench.started()
+    gone = bench.put()
+    await process.hears(Batch)
+    gone.cancel()
+    waiting = bench.put()
+    assert await process.hears(Cancel) == Cancel(1)
+    assert waiting.state is State.QUEUED
+    process.say(Failure(1, "Cancelled", "gone"))
+    assert [item.request for item in (await process.hears(Batch)).items] == [2]
+    worker.kill(errors.Draining("test"))
+    await bench.end(worker)
+
+
+@in_loop
+async def test_a_worker_hangs_when_it_says_nothing_of_what_it_runs_though_more_joins() -> None:
+    """W05."""
+    bench = Bench(turn=FreeRunning(10))
+    worker, process = await bench.started()
+    bench.put()
+    await process.hears(Batch)
+    for _ in range(4):
+        bench.clock.advance(6.0)
+        bench.put()
+        await turns()
+    bench.clock.advance(HANG_GRACE_SECONDS)
+    bench.clock.advance(STACK_DUMP_SECONDS)
+    await until(worker.dead.done)
+    assert isinstance(worker.dead.result(), errors.WorkerTimeout)
+    assert process.was_killed
+
+
+@in_loop
+async def test_a_worker_that_answers_some_does_not_hang() -> None:
+    bench = Bench(turn=FreeRunning(10))
+    worker, process = await bench.started()
+    for _ in range(8):
+        number = bench.put().number
+        await process.hears(Batch)
+        bench.clock.advance(15.0)
+        process.say(Reply(number, body=b"x"))
+        await until(lambda: worker.running == 0)
+    assert worker.room == 10
+    worker.kill(errors.Draining("test"))
     await bench.end(worker)

@@ -10,7 +10,8 @@ import logging
 import os
 from _thread import RLock
 from collections import deque
-from queue import SimpleQueue
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from socket import socket
 from threading import Condition, Thread
 from time import monotonic
@@ -22,6 +23,7 @@ from torchd_protos.frames import (
     Buffer,
     Cancel,
     Credit,
+    Failure,
     FrameLimits,
     FrameReader,
     Load,
@@ -32,12 +34,16 @@ from torchd_protos.frames import (
     Unload,
     encode,
 )
+from torchd_workers.failures import ResponseTooLarge
 
 logger = logging.getLogger(__name__)
 
 PROTOCOL_FAILURE = 70
 # The daemon is trusted: it has bounded what clients send, a batch is many times that.
 DAEMON_LIMITS = FrameLimits(header=1 << 32, payload=1 << 40)
+
+# What is kept for a slow reader where nobody may wait for him.
+HELD_BYTES = 8 * STREAM_WINDOW
 
 _RECEIVE_BYTES = 256 * 1024
 _JOIN_BELOW = 64 * 1024
@@ -49,7 +55,17 @@ _write_fd = os.write
 class RunningRequest:
     """One request between its arrival and its last answer. Times are of this process's monotonic clock."""
 
-    __slots__ = ("cancelled", "deadline", "failure", "finished", "number", "unacknowledged")
+    __slots__ = (
+        "cancelled",
+        "deadline",
+        "failure",
+        "finished",
+        "held",
+        "held_bytes",
+        "number",
+        "on_cancel",
+        "unacknowledged",
+    )
 
     def __init__(self, number: int, remaining_ms: int) -> None:
         self.number = number
@@ -59,6 +75,11 @@ class RunningRequest:
         # Why no more chunks of its streamed answer are taken; what it ends with.
         self.failure: BaseException | None = None
         self.unacknowledged = 0
+        # What waits for the stream's window to open, in order; the last answer may be the last of them.
+        self.held: deque[Reply | Failure] = deque()
+        self.held_bytes = 0
+        # Called by the reader thread.
+        self.on_cancel: Callable[[], object] | None = None
 
     @property
     def over(self) -> bool:
@@ -97,6 +118,13 @@ class Channel:
                 return self._incoming.get()
             except BaseException:  # an alarm that a handler set and forgot rings here, in the main thread
                 logger.warning("a signal handler of the model raised between two batches", exc_info=True)
+
+    def receive_now(self) -> Message | None:
+        """The next message if it is here."""
+        try:
+            return self._incoming.get_nowait()
+        except Empty:
+            return None
 
     def requests(self, batch: Batch) -> list[RunningRequest]:
         """What the reader knows of the batch's requests, in its order."""
@@ -144,6 +172,49 @@ class Channel:
             self._outgoing.append(encode(chunk))
         self._flush()
 
+    def offer_chunk(self, request: RunningRequest, chunk: Reply) -> None:
+        """As `send_chunk`, but never waits: what the window has no room for is held, up to HELD_BYTES.
+
+        For loops in which a slow reader must not stop the others. Above the limit the request has failed.
+        """
+        with self._changed:
+            if request.over:
+                return
+            if request.held or request.unacknowledged >= STREAM_WINDOW:
+                request.held_bytes += len(chunk.body) + CHUNK_OVERHEAD
+                if request.held_bytes > HELD_BYTES:
+                    request.failure = ResponseTooLarge(f"the client reads too slowly: {HELD_BYTES} bytes wait for it")
+                    request.held.clear()
+                else:
+                    request.held.append(chunk)
+                return
+            request.unacknowledged += len(chunk.body) + CHUNK_OVERHEAD
+            self._outgoing.append(encode(chunk))
+        self._flush()
+
+    def end(self, request: RunningRequest, answer: Reply | Failure) -> None:
+        """Sends a request's last answer, behind what is held for it; nothing may be sent for it afterwards."""
+        with self._changed:
+            request.finished = True
+            if isinstance(answer, Reply) and request.held and not request.cancelled:
+                request.held.append(answer)
+                return
+            self._running.pop(request.number, None)
+            self._outgoing.append(encode(answer))
+        self._flush()
+
+    def _let_out(self, request: RunningRequest) -> None:
+        """Sends what is held for a request as far as its window is open; call it with the lock."""
+        while request.held and request.unacknowledged < STREAM_WINDOW:
+            answer = request.held.popleft()
+            self._outgoing.append(encode(answer))
+            if isinstance(answer, Reply) and answer.more:
+                size = len(answer.body) + CHUNK_OVERHEAD
+                request.unacknowledged += size
+                request.held_bytes -= size
+            else:
+                self._running.pop(request.number, None)
+
     def leave(self, reason: str) -> None:
         """Ends the process because the protocol cannot go on."""
         try:
@@ -179,14 +250,17 @@ class Channel:
         match message:
             case Cancel(request=number):
                 with self._changed:
-                    if number in self._running:
-                        self._running[number].cancelled = True
+                    if (request := self._running.get(number)) is not None:
+                        self._cancel(request)
                         self._changed.notify_all()
+                self._flush()
             case Credit(request=number, bytes=size):
                 with self._changed:
-                    if number in self._running:
-                        self._running[number].unacknowledged -= size
+                    if (request := self._running.get(number)) is not None:
+                        request.unacknowledged -= size
+                        self._let_out(request)
                         self._changed.notify_all()
+                self._flush()
             case Batch():
                 for item in message.items:
                     self._running[item.request] = RunningRequest(item.request, item.remaining_ms)
@@ -195,6 +269,15 @@ class Channel:
                 self._incoming.put(message)
             case _:
                 raise ProtocolError(f"the daemon sent a {type(message).__name__}, which only workers send")
+
+    def _cancel(self, request: RunningRequest) -> None:
+        request.cancelled = True
+        if request.finished and request.held:  # its last answer waits for a reader who has gone
+            self._outgoing.append(encode(request.held[-1]))
+            self._running.pop(request.number, None)
+        request.held.clear()
+        if request.on_cancel is not None:
+            request.on_cancel()
 
     def _leave_to_parent(self) -> None:
         """In a child that user code forked: the socket is the parent's, and its locks may be held for ever."""

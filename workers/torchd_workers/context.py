@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 from torchd_workers.channel import RunningRequest
@@ -109,6 +110,13 @@ class Context:
         self.running = running
         if self.metrics is not None:
             self.metrics.set_request_ids(request_ids)
+
+    def for_request(self, request_ids: dict[int, str], processor: RequestProcessor, running: RunningRequest) -> Context:
+        """A context for one request that runs beside others; what handlers keep on the context is shared."""
+        own = copy(self)
+        own.metrics = copy(self.metrics)
+        own.begin(request_ids, [processor], [running])
+        return own
 
     def is_cancelled(self, idx: int = 0) -> bool:
         """Whether nobody waits for the answer to this request any more."""

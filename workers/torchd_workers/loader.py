@@ -35,7 +35,7 @@ class HandlerNotUsable(ValueError):
 
 def context_for(load: Load, metrics: Metrics) -> Context:
     """The context of the model that `load` describes."""
-    return Context(
+    context = Context(
         load.model,
         load.directory,
         loads(load.manifest_json) if load.manifest_json else None,
@@ -45,6 +45,10 @@ def context_for(load: Load, metrics: Metrics) -> Context:
         metrics=metrics,
         model_yaml_config=loads(load.config_json) if load.config_json else {},
     )
+    context.header_key_sequence_id = load.sequence_header_id or context.header_key_sequence_id
+    context.header_key_sequence_start = load.sequence_header_start or context.header_key_sequence_start
+    context.header_key_sequence_end = load.sequence_header_end or context.header_key_sequence_end
+    return context
 
 
 def load_handler(name: str, context: Context, threads: ComputeThreads, envelope: str = "") -> Handler:

@@ -12,10 +12,13 @@ from torchd_workers.outputs import reply_of
 
 
 class ChunkSender:
-    """Sends chunks through a channel, each request within its window. `max_bytes` limits one chunk; 0 is no limit."""
+    """Sends chunks through a channel, each request within its window. `max_bytes` limits one chunk; 0 is no limit.
 
-    def __init__(self, channel: Channel, max_bytes: int) -> None:
-        self._channel = channel
+    With `waits` a handler waits for slow readers; where others run beside it, it must not.
+    """
+
+    def __init__(self, channel: Channel, max_bytes: int, waits: bool = True) -> None:
+        self._send = channel.send_chunk if waits else channel.offer_chunk
         self._max_bytes = max_bytes
 
     def send(self, context: Context, index: int, value: Any) -> None:
@@ -28,7 +31,7 @@ class ChunkSender:
         except (BadOutput, ResponseTooLarge) as error:
             request.failure = error
             return
-        self._channel.send_chunk(request, chunk)
+        self._send(request, chunk)
 
 
 def send_intermediate_predict_response(

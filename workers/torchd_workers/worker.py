@@ -24,10 +24,12 @@ from torchd_workers.handler import Handler
 from torchd_workers.loader import context_for, load_handler
 from torchd_workers.logs import LogForwarder
 from torchd_workers.metrics import Metrics
+from torchd_workers.step_loop import StepLoop
 from torchd_workers.streaming import ChunkSender
 from torchd_workers.torchserve.metric import send_by
 
 LOAD_FAILED = 1
+LOOPS: dict[str, type[BatchLoop] | type[StepLoop]] = {"": BatchLoop, "step": StepLoop}
 
 
 class Worker:
@@ -54,16 +56,20 @@ class Worker:
 
     def _serve(self, load: Load) -> int:
         threads = ComputeThreads(load.threads)
+        if load.loop == "async":
+            return self._serve_async(load, threads)
         handler = self._load(load, threads)
         if handler is None:
             return LOAD_FAILED
-        batches = BatchLoop(self._channel, handler, load)
+        loop = LOOPS[load.loop](self._channel, handler, load)
         self._channel.send(Loaded())
         while True:
-            match self._channel.receive():
+            match self._channel.receive_now() if loop.is_busy else self._channel.receive():
+                case None:
+                    loop.step()
                 case Batch() as batch:
                     threads.apply()
-                    batches.run(batch)
+                    loop.take(batch)
                 case Settings(threads=count):
                     threads.change(count)
                 case Unload():
@@ -71,13 +77,28 @@ class Worker:
                 case other:
                     return self._refuse(other)
 
+    def _serve_async(self, load: Load, threads: ComputeThreads) -> int:
+        # Imported where it is used: asyncio would make every other worker's start longer.
+        from torchd_workers.async_loop import AsyncLoop
+
+        loop = AsyncLoop(self._channel, load, threads)
+        handler = self._load(load, threads)
+        if handler is None:
+            return LOAD_FAILED
+        self._channel.send(Loaded())
+        match loop.run(handler):
+            case Unload():
+                return 0
+            case other:
+                return self._refuse(other)
+
     def _load(self, load: Load, threads: ComputeThreads) -> Handler | None:
         self._channel.send(Progress(0, f"loading {load.handler}"))
         try:
             send_by(self._channel.send)
             context = context_for(load, Metrics(self._channel.send, load.model, load.metrics_json))
             self._logs.follow(context)
-            context.send_chunk = ChunkSender(self._channel, load.max_response_bytes).send
+            context.send_chunk = ChunkSender(self._channel, load.max_response_bytes, waits=not load.loop).send
             return load_handler(load.handler, context, threads, load.service_envelope)
         except BaseException as error:  # user code may raise anything, SystemExit too
             self._channel.send(load_failure_of(error, load.directory))

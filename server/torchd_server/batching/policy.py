@@ -7,26 +7,27 @@ policy looks whether a batch can go. There is no task that could die with reques
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
 
+from torchd_protos.frames import Call, Header
+from torchd_server.batching.base import Taker
 from torchd_server.batching.queues import Queue
+from torchd_server.batching.turns import Turn, WholeBatch
 from torchd_server.batching.waits import BatchWait
 from torchd_server.clock import Clock, Timer
 from torchd_server.request import Request
 
 
-class Taker(Protocol):
-    """A worker, as far as the policy knows it."""
-
-    def run(self, batch: list[Request], waited_seconds: float) -> None:
-        """Takes a batch; `waited_seconds` of its time in the queue it waited for company."""
-
-
 class BatchPolicy:
-    """Waiting requests of one model version, and the workers that wait for them."""
+    """Waiting requests of one model version, and the workers that wait for them.
 
-    def __init__(self, queue: Queue, size: int, limit: int, wait: BatchWait, clock: Clock) -> None:
+    `size` is what a batch waits for; how many a worker takes, `turn` says: whole batches of `size` if not given.
+    """
+
+    def __init__(
+        self, queue: Queue, size: int, limit: int, wait: BatchWait, clock: Clock, turn: Turn | None = None
+    ) -> None:
+        self.turn = turn or WholeBatch(size)
         self._queue = queue
         self._size = size
         self._limit = limit
@@ -47,11 +48,26 @@ class BatchPolicy:
         """Requests that may still be queued."""
         return max(0, self._limit - len(self._queue))
 
-    def resize(self, size: int, limit: int, wait: BatchWait) -> None:
+    @property
+    def running(self) -> int:
+        """Requests that went to workers and have not come back."""
+        return self._running
+
+    @property
+    def tickets(self) -> int:
+        """Requests that would go to a worker at once."""
+        return max(0, sum(taker.room for taker in self._idle) - len(self._queue))
+
+    def admit(self, call: Call) -> Call:
+        """Any call will do."""
+        return call
+
+    def resize(self, turn: Turn, size: int, limit: int, make_wait: Callable[[], BatchWait]) -> None:
         """From now on batches have this size, the queue this limit, and waiting this rule."""
+        self.turn = turn
         self._size = size
         self._limit = limit
-        self._wait = wait
+        self._wait = make_wait()
         self._collecting_since = None
         self._dispatch()
 
@@ -71,21 +87,31 @@ class BatchPolicy:
         self._dispatch()
 
     def has_room(self, taker: Taker) -> None:
-        """`taker` waits for a batch; it gets one by `run`, at once or later."""
-        self._idle.append(taker)
+        """`taker` has room; it gets a batch by `run`, at once or later."""
+        if taker not in self._idle:
+            self._idle.append(taker)
         self._dispatch()
 
-    def leave(self, taker: Taker) -> None:
-        """`taker` takes no more batches."""
+    def leave(self, taker: Taker, handed_back: Sequence[Request] = ()) -> None:
+        """`taker` takes no more batches; `handed_back` were sent to it and have not begun."""
         if taker in self._idle:
             self._idle.remove(taker)
-            self._dispatch()
+        self.put_back(handed_back)
 
-    def finished(self, requests: int, seconds: float | None) -> None:
-        """`requests` of a batch no longer run; the batch took `seconds` if it ran to its end."""
-        self._running -= requests
+    def began(self, request: Request) -> None:
+        """Changes nothing."""
+
+    def heard(self, headers: Sequence[Header]) -> None:
+        """Changes nothing."""
+
+    def finished(self, taker: Taker, requests: Sequence[Request], seconds: float | None) -> None:
+        """`requests` no longer run; they took `seconds` if they ran to their end."""
+        self._running -= len(requests)
         if seconds is not None:
             self._wait.ran(seconds)
+
+    def close(self, sequence: str) -> None:
+        """There are no sequences here."""
 
     def release(self, request: Request) -> None:
         """A waiting request was cancelled or has expired."""
@@ -118,8 +144,11 @@ class BatchPolicy:
         self._collecting_since = None
 
     def _send(self, waited_seconds: float) -> None:
-        batch = self._queue.take(self._size)
+        taker = self._idle.popleft()
+        batch = self._queue.take(taker.room)
         self._running += len(batch)
         self._wait.left(len(self._queue) + self._running)
         self._collecting_since = None
-        self._idle.popleft().run(batch, waited_seconds)
+        taker.run(batch, waited_seconds)
+        if taker.room:  # it stands behind the others: the load spreads
+            self._idle.append(taker)

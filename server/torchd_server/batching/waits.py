@@ -107,5 +107,25 @@ class AdaptiveWait:
         return min(max(oldest, self._opened) + self._delay, max(self._last_arrival, self._opened) + linger)
 
 
+class NoWait:
+    """Never: who can join between two steps has nothing to wait for."""
+
+    def opened(self, now: float) -> None:
+        """Changes nothing."""
+
+    def arrived(self, now: float, in_system: int) -> None:
+        """Changes nothing."""
+
+    def left(self, in_system: int) -> None:
+        """Changes nothing."""
+
+    def ran(self, seconds: float) -> None:
+        """Changes nothing."""
+
+    def until(self, oldest: float, queued: int, running: int) -> float:
+        """At once."""
+        return oldest
+
+
 # Plug-ins may add to it (plugins.py).
 WAITS: dict[str, Callable[[float], BatchWait]] = {"adaptive": AdaptiveWait, "full": FullWait}

@@ -37,7 +37,7 @@ class Row:
     sentence: Callable[[Any], str] = str
 
 
-def _no_worker_sentence(error: errors.NoWorker | errors.QueueFull) -> str:
+def _no_worker_sentence(error: Any) -> str:
     asked_for = error.asked_for if isinstance(error, errors.NoWorker) else "inference"
     sentence = f'Model "{error.model}" has no worker to serve {asked_for} request. '
     sentence += "Please use scale workers API to add workers."
@@ -55,6 +55,10 @@ def _download_sentence(error: errors.DownloadFailed) -> str:
 
 def _node_sentence(error: errors.NodeFailed) -> str:
     return f"Error executing {error.node}"
+
+
+def _refusal_sentence(error: Any) -> str:
+    return f"{_no_worker_sentence(error)} ({error})"
 
 
 _C = code_pb2
@@ -122,13 +126,13 @@ TABLE: dict[type[Exception], Row] = {
     errors.InvalidKey: Row(_C.PERMISSION_DENIED, "INVALID_KEY", 400, "InvalidKeyException"),
     errors.WrongScope: Row(_C.PERMISSION_DENIED, "WRONG_SCOPE", 403, "Forbidden"),
     errors.TooManyWrongTokens: Row(_C.RESOURCE_EXHAUSTED, "TOO_MANY_WRONG_TOKENS", 429, "TooManyRequests"),
-    errors.QueueFull: Row(
-        _C.RESOURCE_EXHAUSTED,
-        "QUEUE_FULL",
-        503,
-        "ServiceUnavailableException",
-        lambda e: f"{_no_worker_sentence(e)} ({e})",
+    errors.QueueFull: Row(_C.RESOURCE_EXHAUSTED, "QUEUE_FULL", 503, "ServiceUnavailableException", _refusal_sentence),
+    errors.NoTicket: Row(_C.RESOURCE_EXHAUSTED, "NO_TICKET", 503, "ServiceUnavailableException", _refusal_sentence),
+    errors.SequenceLimit: Row(
+        _C.RESOURCE_EXHAUSTED, "SEQUENCE_LIMIT", 503, "ServiceUnavailableException", _refusal_sentence
     ),
+    errors.SequenceEnded: Row(_C.ABORTED, "SEQUENCE_CLOSED", 503, "ServiceUnavailableException", _refusal_sentence),
+    errors.SequenceLost: Row(_C.ABORTED, "SEQUENCE_LOST", 503, "ServiceUnavailableException", _refusal_sentence),
     errors.Overloaded: Row(_C.RESOURCE_EXHAUSTED, "OVERLOADED", 503, "ServiceUnavailableException"),
     errors.NoWorker: Row(_C.UNAVAILABLE, "NO_WORKER", 503, "ServiceUnavailableException", _no_worker_sentence),
     errors.Draining: Row(_C.UNAVAILABLE, "DRAINING", 503, "ServiceUnavailableException"),

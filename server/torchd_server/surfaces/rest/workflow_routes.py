@@ -11,30 +11,33 @@ from torchd_server.surfaces.rest.answers import JSON, answer, document, error_an
 from torchd_server.surfaces.rest.http1 import HttpResponse
 from torchd_server.surfaces.rest.http1_reader import HttpRequest
 from torchd_server.surfaces.rest.management_routes import given_to, json_type, typed_fields
-from torchd_server.surfaces.rest.predictions import TAKES, call_of, form_parts
+from torchd_server.surfaces.rest.predictions import TAKES, Door, call_of, form_parts
 from torchd_server.surfaces.rest.router import ANY, Endpoint, Parameter, Variables
 from torchd_server.torchserve import workflow_words as words
 from torchd_server.workflows import RegisterWorkflow, Workflows
 
+# TorchServe reads the word in any case, and does not look at what follows the name.
+_DOORS = {"wfpredict": "workflowPredictions", "wfPredict": "camel_wfPredictions", "WFPREDICT": "upper_wfPredictions"}
 _MESSAGES = WORKFLOW.message_types_by_name
 
 
 def workflow_prediction_endpoints(workflows: Workflows) -> list[Endpoint]:
-    """`/wfpredict/{workflow}` with any method; TorchServe reads its first word in any case."""
+    """`/wfpredict/{workflow}` with any method."""
 
     async def predict(request: HttpRequest, variables: Variables) -> HttpResponse:
         request_id = str(uuid.uuid4())
         try:
             named = {"model_name": variables["workflow_name"]}
-            reply = await workflows.predict(call_of(request, named, form_parts(request), request_id, False))
+            reply = await workflows.predict(call_of(request, named, form_parts(request), request_id, Door()))
         except Exception as error:
             return error_answer(error, request_id)
         return answer(200, bytes(reply.body), (JSON,), request_id)
 
     summary = "Runs a workflow; the answer is that of its last nodes."
     return [
-        Endpoint(ANY, f"/{word}/{{workflow_name}}", Access.INFERENCE, predict, operation, summary, takes=TAKES)
-        for word, operation in (("wfpredict", "workflowPredictions"), ("wfPredict", "workflowPredictionsToo"))
+        Endpoint(ANY, f"/{word}/{{workflow_name}}{more}", Access.INFERENCE, predict, operation, summary, takes=TAKES)
+        for word, name in _DOORS.items()
+        for more, operation in (("", name), ("/{rest=**}", f"{name}_path"))
     ]
 
 

@@ -1,0 +1,52 @@
+"""Which policy a model's settings ask for: its queue times its turn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torchd_server.batching.base import Policy
+from torchd_server.batching.policy import BatchPolicy
+from torchd_server.batching.queues import Fifo
+from torchd_server.batching.sequences import SequenceLimits, SequencePolicy
+from torchd_server.batching.turns import EachStep, FreeRunning, Turn, WholeBatch
+from torchd_server.batching.waits import WAITS, BatchWait, NoWait
+from torchd_server.clock import Clock
+from torchd_server.settings import ModelSettings, SequenceHeaders
+
+
+def policy_for(settings: ModelSettings, clock: Clock, headers: SequenceHeaders, model: tuple[str, str]) -> Policy:
+    """The policy of one model version; `model` is its name and version."""
+    turn, wait = _turn(settings), _wait(settings)
+    if not settings.sequence_batching:
+        return BatchPolicy(Fifo(), settings.batch_size, settings.job_queue_size, wait(), clock, turn)
+    limits = SequenceLimits(
+        settings.max_num_sequence,
+        settings.max_sequence_job_queue_size,
+        _seconds(settings.sequence_max_idle_ms),
+        _seconds(settings.sequence_timeout_ms),
+    )
+    size, limit = settings.batch_size, settings.job_queue_size
+    return SequencePolicy(limits, size, limit, wait, clock, turn, headers, model)
+
+
+def resize(policy: Policy, settings: ModelSettings) -> None:
+    """Serves a living policy's requests by these settings from now on; its kind stays."""
+    policy.resize(_turn(settings), settings.batch_size, settings.job_queue_size, _wait(settings))
+
+
+def _wait(settings: ModelSettings) -> Callable[[], BatchWait]:
+    if _turn(settings).joins:
+        return NoWait
+    return lambda: WAITS[settings.batch_wait](settings.max_batch_delay_ms / 1000)
+
+
+def _turn(settings: ModelSettings) -> Turn:
+    if settings.async_communication:  # such a handler decides itself what it runs together
+        return FreeRunning(settings.job_queue_size)
+    return EachStep(settings.batch_size) if settings.continuous_batching else WholeBatch(settings.batch_size)
+
+
+def _seconds(milliseconds: int) -> float:
+    """0 stands for no limit."""
+    return milliseconds / 1000 if milliseconds else math.inf
