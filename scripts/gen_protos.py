@@ -19,7 +19,7 @@ from grpc_tools import protoc
 
 PROTOS = Path(__file__).resolve().parent.parent / "protos"
 PACKAGE = PROTOS / "torchd_protos"
-SERVICES = ("inference", "management")
+SERVICES = ("inference", "management", "open_inference")
 MESSAGES_ONLY = ("worker",)
 # Its output loads on protobuf 5.29 and every later one; the output of a later version would demand a later protobuf.
 TOOLS_VERSION = "1.71.2"

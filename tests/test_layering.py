@@ -22,10 +22,13 @@ FLOORS = {
     "cli": 13,
     "commands": 13,
     "start": 13,
+    "switch_commands": 13,
     "daemon": 12,
+    "plugins": 11,
     "surfaces": 11,
     "torchserve": 10,
     "inference": 9,
+    "open_inference": 9,
     "management": 9,
     "registry": 8,
     "model": 7,
@@ -40,6 +43,7 @@ FLOORS = {
     "request": 2,
     "link": 2,
     "run_directory": 2,
+    "service_manager": 1,
     "clock": 1,
     "errors": 1,
     "faults": 1,
@@ -49,7 +53,7 @@ FLOORS = {
 MODELS_ONLY = {"torch", "torchvision", "transformers", "safetensors", "numpy"}
 CODE_FROM_BYTES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "multiprocessing"}
 # Handlers are user code that we bring: they import what models need, when they are used.
-USER_SIDE = ("torchd_workers/handlers/", "torchd_workers/torchserve_shim/")
+USER_SIDE = ("torchd_workers/handlers/", "torchd_workers/torchserve/", "torchd_workers/torchserve_shim/")
 SOURCES = [path for folder in MAY_IMPORT for path in sorted((ROOT / folder / f"torchd_{folder}").rglob("*.py"))]
 SOURCES = [path for path in SOURCES if not path.stem.endswith(("_pb2", "_pb2_grpc"))]
 
@@ -108,7 +112,7 @@ def test_the_daemon_never_imports_what_models_need(path: Path) -> None:
 )
 def test_the_worker_runtime_imports_the_standard_library_only(path: Path) -> None:
     """So that no model's own protobuf, numpy or virtual environment can break a worker."""
-    ours = ("torchd_workers", "torchd_protos.frames")
+    ours = ("torchd_workers", "torchd_protos.frames", "torchd_protos.tensors")
     assert not refused(path, lambda name: name.split(".")[0] in sys.stdlib_module_names or name.startswith(ours))
 
 

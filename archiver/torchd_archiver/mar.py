@@ -75,6 +75,19 @@ class Archive:
         """The paths of all files in the archive."""
         return frozenset(self._content.inventory.files)
 
+    def read(self, is_wanted: Callable[[str], bool], most_bytes: int = 1 << 20) -> dict[str, bytes]:
+        """The content of the files whose paths are wanted, up to `most_bytes` of each; nothing is written."""
+        content = self._content
+        with naming(str(self.path)):
+            if isinstance(content, FolderArchive):
+                found = [path for path in content.inventory.files if is_wanted(path)]
+                return {path: (content.folder / path).read_bytes()[:most_bytes] for path in found}
+            return {
+                entry.path: b"".join(pieces)[:most_bytes]
+                for entry, pieces in content.contents()
+                if not entry.is_folder and is_wanted(entry.path)
+            }
+
     def unpack(self, destination: Path) -> Path:
         """Writes the files into a new folder `destination` and answers it; a plain folder is answered where it lies."""
         content = self._content

@@ -320,8 +320,9 @@ class Log(Message):
     level: int = 0
     logger: str = ""
     text: str = ""
+    request_id: str = ""
 
-    WIRE = {"level": (1, "uint"), "logger": (2, "string"), "text": (3, "string")}
+    WIRE = {"level": (1, "uint"), "logger": (2, "string"), "text": (3, "string"), "request_id": (4, "string")}
 
 
 @dataclass(frozen=True, slots=True)

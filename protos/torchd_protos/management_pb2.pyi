@@ -83,7 +83,7 @@ class RegisterModelRequest(_message.Message):
     def __init__(self, batch_size: _Optional[int] = ..., handler: _Optional[str] = ..., initial_workers: _Optional[int] = ..., max_batch_delay: _Optional[int] = ..., model_name: _Optional[str] = ..., response_timeout: _Optional[int] = ..., runtime: _Optional[str] = ..., synchronous: bool = ..., url: _Optional[str] = ..., s3_sse_kms: bool = ..., startup_timeout: _Optional[int] = ...) -> None: ...
 
 class ScaleWorkerRequest(_message.Message):
-    __slots__ = ("model_name", "model_version", "max_worker", "min_worker", "number_gpu", "synchronous", "timeout")
+    __slots__ = ("model_name", "model_version", "max_worker", "min_worker", "number_gpu", "synchronous", "timeout", "batch_size", "max_batch_delay", "response_timeout", "job_queue_size", "batch_wait")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MAX_WORKER_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,11 @@ class ScaleWorkerRequest(_message.Message):
     NUMBER_GPU_FIELD_NUMBER: _ClassVar[int]
     SYNCHRONOUS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_DELAY_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    JOB_QUEUE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_WAIT_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: str
     max_worker: int
@@ -98,7 +103,12 @@ class ScaleWorkerRequest(_message.Message):
     number_gpu: int
     synchronous: bool
     timeout: int
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., max_worker: _Optional[int] = ..., min_worker: _Optional[int] = ..., number_gpu: _Optional[int] = ..., synchronous: bool = ..., timeout: _Optional[int] = ...) -> None: ...
+    batch_size: int
+    max_batch_delay: int
+    response_timeout: int
+    job_queue_size: int
+    batch_wait: str
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., max_worker: _Optional[int] = ..., min_worker: _Optional[int] = ..., number_gpu: _Optional[int] = ..., synchronous: bool = ..., timeout: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_batch_delay: _Optional[int] = ..., response_timeout: _Optional[int] = ..., job_queue_size: _Optional[int] = ..., batch_wait: _Optional[str] = ...) -> None: ...
 
 class SetDefaultRequest(_message.Message):
     __slots__ = ("model_name", "model_version")

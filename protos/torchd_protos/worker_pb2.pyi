@@ -246,14 +246,16 @@ class Metric(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., unit: _Optional[str] = ..., type: _Optional[str] = ..., dimensions: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class Log(_message.Message):
-    __slots__ = ("level", "logger", "text")
+    __slots__ = ("level", "logger", "text", "request_id")
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     LOGGER_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     level: int
     logger: str
     text: str
-    def __init__(self, level: _Optional[int] = ..., logger: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+    request_id: str
+    def __init__(self, level: _Optional[int] = ..., logger: _Optional[str] = ..., text: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class Unload(_message.Message):
     __slots__ = ()

@@ -14,6 +14,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["serve"]:
         start.serve(words[1:])
+    if words[:1] == ["torchserve"]:  # how `torchserve --start` starts itself in the background
+        start.torchserve(words[1:])
     from torchd_server.commands import torchd  # typer and rich: imported where a person waits, not a daemon
 
     torchd()(words, prog_name="torchd")

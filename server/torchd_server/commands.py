@@ -17,7 +17,7 @@ import typer
 
 from torchd_archiver import cli as archiver_cli
 from torchd_protos.frames import Call, Header, Part
-from torchd_server import daemon, errors, logs, start
+from torchd_server import daemon, errors, logs, start, switch_commands
 
 HELP = "Serves PyTorch models over gRPC and REST."
 NEXT = (
@@ -42,6 +42,7 @@ def torchd() -> typer.Typer:
     app.command("serve", help="Run the daemon until SIGTERM or Ctrl-C.", context_settings=theirs)(_serve)
     app.command("archive", help="Pack a model, with torch-model-archiver's flags.", context_settings=theirs)(_archive)
     app.command("run")(run)
+    switch_commands.add_commands(app)
     for entry_point in entry_points(group="torchd.commands"):
         entry_point.load()(app)
     return app

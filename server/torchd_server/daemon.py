@@ -7,9 +7,10 @@ import contextlib
 import logging
 import resource
 import signal
+import socket
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +22,43 @@ from torchd_protos import inference_pb2, management_pb2, pool
 from torchd_protos.frames import Call, FrameLimits, Load, Reply
 from torchd_protos.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
 from torchd_protos.management_pb2_grpc import add_ManagementAPIsServiceServicer_to_server
-from torchd_server import errors
+from torchd_server import errors, logs, plugins, service_manager
 from torchd_server.accelerators.cpu import ThreadBudget, usable_cores
 from torchd_server.accelerators.cuda import visible_gpus
 from torchd_server.accelerators.ledger import DeviceLedger
+from torchd_server.accelerators.memory import available_bytes
 from torchd_server.clock import SystemClock
 from torchd_server.inference import Inference
-from torchd_server.management import Management, RegisterModel
+from torchd_server.management import Management, RegisterModel, Rules
 from torchd_server.metrics import Metrics
 from torchd_server.model import Machinery
+from torchd_server.open_inference import OpenInference
 from torchd_server.placement.base import WorkerSpec
 from torchd_server.placement.local import LocalPlacement
+from torchd_server.plugins import Served
 from torchd_server.registry import ModelRegistry
 from torchd_server.run_directory import RunDirectory
-from torchd_server.settings import ModelSettings, ServerSettings
+from torchd_server.settings import ModelSettings, ServerSettings, TorchServeMetrics
 from torchd_server.store import ModelStore
+from torchd_server.surfaces import open_inference_grpc
+from torchd_server.surfaces.access import AccessInterceptor, observed
 from torchd_server.surfaces.auth import Access, metrics_access
 from torchd_server.surfaces.edge import Edge
 from torchd_server.surfaces.health_grpc import HealthSurface
 from torchd_server.surfaces.inference_grpc import InferenceSurface
 from torchd_server.surfaces.management_grpc import ManagementSurface
+from torchd_server.surfaces.open_inference_grpc import OpenInferenceSurface
 from torchd_server.surfaces.rest.http1 import Handle, HttpServer
 from torchd_server.surfaces.rest.http1_reader import HttpLimits
-from torchd_server.surfaces.rest.routes import inference_port, management_port, metrics_port
+from torchd_server.surfaces.rest.router import Endpoint
+from torchd_server.surfaces.rest.routes import inference_endpoints, management_port_endpoints, metrics_endpoints, port
+from torchd_server.torchserve import metrics_config
+from torchd_server.torchserve.access_log import AccessLog
+from torchd_server.torchserve.metrics_log import MetricsLog
+from torchd_server.torchserve.model_config import lenient
+from torchd_server.torchserve.recorder import Recorder
+from torchd_server.torchserve.snapshot_keeper import SnapshotKeeper, restore
+from torchd_server.torchserve.system_metrics import SystemMetrics, gpu_tool
 from torchd_server.worker import WorkerPlan
 
 logger = logging.getLogger(__name__)
@@ -59,13 +74,20 @@ class Core:
     """Everything below the surfaces."""
 
     def __init__(self, settings: ServerSettings, scratch: Path) -> None:
-        self.metrics = Metrics()
+        measured = settings.torchserve_metrics
+        config = _metrics_config(measured)
+        metrics_log = MetricsLog(logs.write, socket.gethostname()) if settings.log_files.metrics is not None else None
+        self.recorder = Recorder(measured.mode, config, measured.auto_detect, socket.gethostname(), metrics_log)
+        own = settings.posture.own_metrics or measured.mode != "log"
+        self.metrics = Metrics(self.recorder, own, logs.dropped)
         self.registry = ModelRegistry()
         self.store = ModelStore(settings.model_store, scratch)
-        gpus = visible_gpus(settings.environment)
+        gpus = visible_gpus(settings.environment)[: settings.gpus]
         cores = usable_cores()
         machinery = Machinery(
-            placement=LocalPlacement(settings.environment, settings.posture.worker_environment),
+            placement=LocalPlacement(
+                settings.environment, settings.posture.worker_environment, settings.hidden_environment
+            ),
             threads=ThreadBudget(cores, settings.worker_threads),
             devices=DeviceLedger(gpus),
             clock=SystemClock(),
@@ -74,6 +96,7 @@ class Core:
                 max_response_bytes=settings.limits.response_bytes,
                 limit_image_pixels=settings.limit_image_pixels,
                 service_envelope=settings.service_envelope,
+                metrics_json=config.handlers_json(),
                 sequence_header_id=settings.sequence_headers.id,
                 sequence_header_start=settings.sequence_headers.start,
                 sequence_header_end=settings.sequence_headers.end,
@@ -82,6 +105,7 @@ class Core:
             unload_grace_seconds=settings.limits.unload_grace,
         )
         self.inference = Inference(self.registry, settings.limits)
+        self.open_inference = OpenInference(self.registry, self.inference)
         self.management = Management(
             self.registry,
             self.store,
@@ -91,7 +115,24 @@ class Core:
             settings.limits,
             settings.model_api,
             lambda: settings.workers_at_start or settings.posture.workers_at_start or len(gpus) or cores,
+            Rules(
+                workers_by_api=settings.workers_at_start or 0,
+                unregister_timeout=settings.unregister_timeout,
+                default_handler=settings.default_handler,
+                model_settings=settings.model_settings,
+                read_config=lenient if settings.posture.lenient_model_config else None,
+                available_memory=None if settings.workers_at_start else available_bytes,
+            ),
         )
+
+
+def _metrics_config(settings: TorchServeMetrics) -> metrics_config.MetricsConfig:
+    """A file that cannot be used is said, and the server runs with TorchServe's own metrics."""
+    try:
+        return metrics_config.read(settings.config)
+    except metrics_config.MetricsConfigInvalid as error:
+        logger.error("%s; TorchServe's own metrics are recorded instead", error)
+        return metrics_config.read(None)
 
 
 def _planner(settings: ServerSettings) -> Callable[[WorkerSpec, Load, ModelSettings], WorkerPlan]:
@@ -110,30 +151,50 @@ class Daemon:
     def __init__(self, settings: ServerSettings, run_directory: RunDirectory) -> None:
         self._settings = settings
         self._run_directory = run_directory
+        self._plugins = plugins.load(settings.plugins)
+        self._plugins.install()
         self._core = Core(settings, run_directory.scratch)
-        names = {
-            "inference": inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name,
-            "management": management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name,
-        }
-        self._edge = Edge(settings, run_directory, self._core.metrics)
-        self._health = HealthSurface(self._core.registry, names.values())
-        self._grpc_inference = self._grpc_server("grpc_inference", names["inference"], Access.INFERENCE)
-        self._grpc_management = self._grpc_server("grpc_management", names["management"], Access.MANAGEMENT)
+        self._access_log = AccessLog(logs.write) if settings.log_files.logs is not None else None
+        self._system_metrics: asyncio.Task[None] | None = None
+        guard = self._plugins.auth(settings) if self._plugins.auth is not None else None
+        self._edge = Edge(settings, run_directory, self._core.metrics, guard)
+        inference = [inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name]
+        inference += open_inference_grpc.NAMES if settings.open_inference else ()
+        management = [management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"].full_name]
+        self._health = HealthSurface(self._core.registry, [*inference, *management])
+        self._grpc_inference = self._grpc_server("grpc_inference", inference, Access.INFERENCE)
+        self._grpc_management = self._grpc_server("grpc_management", management, Access.MANAGEMENT)
         add_InferenceAPIsServiceServicer_to_server(InferenceSurface(self._core.inference), self._grpc_inference)
         add_ManagementAPIsServiceServicer_to_server(ManagementSurface(self._core.management), self._grpc_management)
-        guard = self._edge.guard
-        self._rest = {
-            "inference": self._http_server("inference", inference_port(self._core.inference, guard)),
-            "management": self._http_server(
-                "management",
-                management_port(self._core.management, guard, self._edge.renewal),
-                settings.limits.management_bytes,
-            ),
+        if settings.open_inference:
+            open_inference_grpc.add_to_server(OpenInferenceSurface(self._core.open_inference), self._grpc_inference)
+        self._rest = self._rest_servers()
+        self._snapshots: SnapshotKeeper | None = None
+        if settings.snapshots is not None:
+            self._snapshots = SnapshotKeeper(settings.snapshots, settings.properties, self._core.management)
+
+    def _rest_servers(self) -> dict[tuple[str, ...], HttpServer]:
+        """The server of each address, by the names of the APIs it answers: several where they have one address."""
+        core, settings = self._core, self._settings
+        apis: dict[str, list[Endpoint]] = {
+            "inference": inference_endpoints(core.inference, core.open_inference, settings.open_inference),
+            "management": management_port_endpoints(core.management, core.open_inference, self._edge.renewal),
         }
         if settings.listeners.metrics_enabled:
-            self._rest["metrics"] = self._http_server(
-                "metrics", metrics_port(self._core.metrics, guard, metrics_access(settings))
+            apis["metrics"] = metrics_endpoints(core.metrics, metrics_access(settings))
+        served = Served(core.inference, core.management)
+        for name, added in self._plugins.endpoints_of(served).items():
+            if name in apis:
+                apis[name] = [*added, *apis[name]]  # a plug-in's endpoint may stand in for ours, as in TorchServe
+        bodies = {"management": settings.limits.management_bytes}
+        return {
+            names: self._http_server(
+                names[0],
+                port([endpoint for name in names for endpoint in apis[name]], self._edge.guard),
+                max(bodies.get(name, settings.limits.request_bytes) for name in names),
             )
+            for names in settings.listeners.together(apis)
+        }
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serves until SIGTERM or SIGINT, then drains; `ready` is called once everything listens."""
@@ -146,7 +207,9 @@ class Daemon:
         try:
             await self._start()
             ready()
+            service_manager.notify(self._settings.environment, service_manager.READY)
             await stop.wait()
+            service_manager.notify(self._settings.environment, service_manager.STOPPING)
             logger.info("draining: accepted requests have %g s to finish", self._settings.limits.drain_grace)
         finally:
             await self._stop(at_once)
@@ -159,16 +222,29 @@ class Daemon:
         for name, server in (("grpc_inference", self._grpc_inference), ("grpc_management", self._grpc_management)):
             bound[name] = self._edge.bind_grpc(server, name)
             await server.start()
-        for name, rest in self._rest.items():
-            bound[name] = await self._edge.bind_rest(rest, name)
+        for names, rest in self._rest.items():
+            bound |= dict.fromkeys(names, await self._edge.bind_rest(rest, names[0]))
         self._edge.open()
+        self._measure_system()
         await self._load_models()
+        if self._snapshots is not None:
+            await self._snapshots.start()
         self._edge.announce(bound)
         for name, address in bound.items():
             logger.info("%-16s %s", name.replace("_", " "), address)
 
+    def _measure_system(self) -> None:
+        measured = self._settings.torchserve_metrics
+        if measured.system:
+            tool = gpu_tool(self._settings.environment.get("PATH"))
+            system = SystemMetrics(self._core.recorder.system, measured.interval_seconds, tool)
+            self._system_metrics = asyncio.create_task(system.run())
+
     async def _load_models(self) -> None:
         """One model that cannot be registered does not stop the others."""
+        if self._settings.snapshot is not None:
+            await restore(self._settings.snapshot, self._core.management)
+            return
         entries = self._settings.models
         if any(entry.lower() == "all" for entry in entries):
             entries = tuple(self._core.store.names())
@@ -184,6 +260,8 @@ class Daemon:
         """In order: say so (readiness), refuse new work, let accepted work finish, end what is left with a typed error,
         end the workers, let the last answers out, close, give the run directory back. Listeners stay open until the end
         so that new callers get a reason and not a refused connection."""
+        if self._system_metrics is not None:
+            self._system_metrics.cancel()
         self._health.drain()
         self._core.inference.drain()
         end = time.monotonic() + self._settings.limits.drain_grace
@@ -195,6 +273,8 @@ class Daemon:
             _unless_hurried(self._close(max(LAST_ANSWERS_SECONDS, end - time.monotonic())), at_once),
         )
         await self._close(0.0)
+        if self._snapshots is not None:
+            await self._snapshots.stop()
         self._edge.close()
         self._run_directory.leave()
 
@@ -205,10 +285,11 @@ class Daemon:
             *(rest.drain(grace_seconds) for rest in self._rest.values()),
         )
 
-    def _grpc_server(self, name: str, service: str, access: Access) -> grpc.aio.Server:
+    def _grpc_server(self, name: str, services: Sequence[str], access: Access) -> grpc.aio.Server:
         limits = self._settings.limits
+        interceptors = [] if self._access_log is None else [AccessInterceptor(self._access_log.grpc)]
         server = grpc.aio.server(
-            interceptors=self._edge.interceptors(access),
+            interceptors=[*interceptors, *self._edge.interceptors(access)],
             options=[
                 ("grpc.so_reuseport", 0),  # else a second daemon would silently share the port
                 ("grpc.max_concurrent_streams", limits.streams_per_connection),
@@ -216,27 +297,43 @@ class Daemon:
                 ("grpc.max_send_message_length", limits.response_bytes + FRAME_SLACK_BYTES),
                 ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
                 ("grpc.server_handshake_timeout_ms", 10_000),
+                *_connection_ages(self._settings),
             ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = [service, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         if self._settings.posture.reflection and getattr(self._settings.listeners, name).is_loopback:
             for module in (health_pb2, reflection_pb2):
                 pool.add(module.DESCRIPTOR)
+            pool.POOL.AddSerializedFile(open_inference_grpc.torchserves_file())
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server, pool.POOL)
         return server
 
-    def _http_server(self, name: str, handle: Handle, body_bytes: int | None = None) -> HttpServer:
+    def _http_server(self, name: str, handle: Handle, body_bytes: int) -> HttpServer:
         limits = self._settings.limits
         gate = self._edge.gate(name, handle)
         return HttpServer(
-            gate.handle,
+            observed(gate.handle, self._http_answered),
             gate.refuse,
             HttpLimits(
-                body_bytes=limits.request_bytes if body_bytes is None else body_bytes,
+                body_bytes=body_bytes,
                 connections=min(limits.connections, _descriptors() // CONNECTION_SHARE),
             ),
         )
+
+    def _http_answered(self, peer: str, method: str, target: str, version: str, status: int, seconds: float) -> None:
+        self._core.recorder.http_answered(status)
+        if self._access_log is not None:
+            self._access_log.http(peer, method, target, version, status, seconds)
+
+
+def _connection_ages(settings: ServerSettings) -> list[tuple[str, int]]:
+    ages = {
+        "grpc.max_connection_age_ms": settings.grpc_connection_age,
+        "grpc.max_connection_age_grace_ms": settings.grpc_connection_grace,
+    }
+    # gRPC counts in an int of C.
+    return [(name, min(int(seconds * 1000), 2**31 - 1)) for name, seconds in ages.items() if seconds is not None]
 
 
 async def _unless_hurried(ending: Coroutine[Any, Any, None], at_once: asyncio.Event) -> None:

@@ -5,10 +5,10 @@ TorchdError
 |- NotFound: ModelNotFound, VersionNotFound, UrlNotAllowed
 |- ArchiveInvalid
 |- ModelExists, DefaultVersionInUse, ModelApiDisabled
-|- Unauthorized: InvalidKey
-|- WrongScope
-|- Overloaded: QueueFull, TooManyWrongTokens
-|- Unavailable: NoWorker, Draining
+ |- Overloaded: QueueFull, TooManyWrongTokens
+ |- Unavailable: NoWorker (NoWorkerToDescribe), Draining
+ |- Unauthorized: InvalidKey
+ |- WrongScope
 |- ModelFailed
 |- LoadFailed: OutOfMemory, SpawnFailed
 |- DeadlineExceeded: DeadlineInQueue
@@ -154,9 +154,17 @@ class Unavailable(TorchdError):
 class NoWorker(Unavailable):
     """The model has no worker, and none is wanted."""
 
+    asked_for = "inference"
+
     def __init__(self, model: str, version: str) -> None:
         self.model, self.version = model, version
         super().__init__(f"model '{model}' version {version} has no worker; scale it to at least one")
+
+
+class NoWorkerToDescribe(NoWorker):
+    """The handler cannot be asked about itself: no worker has it."""
+
+    asked_for = "describe"
 
 
 class Draining(Unavailable):

@@ -55,6 +55,15 @@ class Inference:
         """The answer piece by piece; refusals are raised at once. Close the generator, also when leaving early."""
         return self.submit(call).replies()
 
+    def check_model(self, name: str, version: str = "") -> None:
+        """Raises ModelNotFound or VersionNotFound unless it is registered."""
+        self._registry.get(name, version)
+
+    def only_startup_model(self) -> str | None:
+        """The one model that was loaded when the server started; None where there is none or more."""
+        names = {model.name for model in self._registry if model.loaded_at_startup}
+        return names.pop() if len(names) == 1 else None
+
     def is_healthy(self) -> bool:
         """Whether every default version has the workers it should have, and the server is not draining."""
         return not self._draining and self._registry.is_healthy()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+import math
+import uuid
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from torchd_protos.frames import Call, Header
 from torchd_server import errors
 from torchd_server.metrics import Metrics
-from torchd_server.model import Machinery, ModelVersion, VersionStatus
+from torchd_server.model import Machinery, ModelState, ModelVersion, VersionStatus
 from torchd_server.registry import ModelRegistry
 from torchd_server.settings import (
     MODEL_CONFIG_KEYS,
     Limits,
     ModelSettings,
+    RegisteredModel,
     SettingInvalid,
     check_name,
     merge_model_settings,
@@ -26,6 +31,14 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 MOST_LISTED = 100
 LAST_CHANGES_SECONDS = 1.0
+# What can change while a model runs: the parameter's name in the API -> the setting's.
+RECONFIGURABLE = {
+    "batch_size": "batch_size",
+    "max_batch_delay": "max_batch_delay_ms",
+    "response_timeout": "response_timeout",
+    "job_queue_size": "job_queue_size",
+    "batch_wait": "batch_wait",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,31 @@ class RegisterModel:
     startup_timeout: int | None = None
     synchronous: bool = True
     at_startup: bool = False
+    # Given by a snapshot: they stand above everything.
+    min_workers: int | None = None
+    max_workers: int | None = None
+
+
+# A model-config.yaml as it shall be read, and what was wrong with it.
+ReadConfig = Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], list[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What this server adds to every registration."""
+
+    # Workers of a model registered through the API, where nothing names a number.
+    workers_by_api: int = 0
+    # An unregister call takes no longer: requests that are still unanswered then end with an error.
+    unregister_timeout: float = math.inf
+    # Handler of archives that name none.
+    default_handler: str = ""
+    # Settings by model and version, under model-config.yaml's names; that file stands above them.
+    model_settings: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    # Without it a value that will not do refuses the archive.
+    read_config: ReadConfig | None = None
+    # With it, a model whose number of workers nobody named gets the first, and the rest if there is memory for them.
+    available_memory: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +124,10 @@ class Management:
         limits: Limits,
         api_enabled: bool,
         workers_at_start: Callable[[], int],
+        rules: Rules = Rules(),
     ) -> None:
+        # Told of every change that shall outlive this process.
+        self.on_change: Callable[[], None] = lambda: None
         self._registry = registry
         self._store = store
         self._machinery = machinery
@@ -95,6 +136,9 @@ class Management:
         self._limits = limits
         self._api_enabled = api_enabled
         self._workers_at_start = workers_at_start
+        self._rules = rules
+        # Settings of models that have one worker for now and shall have more.
+        self._growing: dict[ModelVersion, ModelSettings] = {}
         self._changes: set[asyncio.Task[Any]] = set()
         self._leaving: set[ModelVersion] = set()
         self._draining = False
@@ -111,6 +155,27 @@ class Management:
         name, _, url = entry.rpartition("=")
         await self._register(RegisterModel(url, name or None, synchronous=False, at_startup=True))
 
+    async def restore(self, call: RegisterModel, version: str, is_default: bool) -> None:
+        """Registers a version as a snapshot has it; its workers load while the server starts."""
+        change = await self._register(replace(call, synchronous=False))
+        if change.version != version:
+            logger.warning("the snapshot has version %s of %s, its archive %s", version, change.model, change.version)
+        if is_default:
+            self._registry.set_default(change.model, change.version)
+
+    def registered(self) -> list[RegisteredModel]:
+        """Every registered version, as it shall be after a restart."""
+        return [
+            RegisteredModel(
+                model.name,
+                model.version,
+                model.unpacked.source,
+                self._registry.is_default(model),
+                self._growing.get(model, model.settings),
+            )
+            for model in self._registry
+        ]
+
     async def _register(self, call: RegisterModel) -> ModelChange:
         unpacked = await self._store.fetch(call.url)
         try:
@@ -121,6 +186,7 @@ class Management:
             raise
         logger.info("registered", extra={"model": model.name, "version": model.version})
         if not call.synchronous:
+            self.on_change()
             return _change(model, done=not model.wanted_workers)
         failure = await model.settle()
         self._check_open()
@@ -130,6 +196,7 @@ class Management:
             logger.error("registration taken back", extra={"model": model.name, "version": model.version})
             await self._take_back(model)
             raise _not_loaded(model, failure)
+        self.on_change()
         return _change(model)
 
     def _add(self, call: RegisterModel, unpacked: UnpackedModel) -> ModelVersion:
@@ -141,11 +208,13 @@ class Management:
         try:
             name = check_name("model name", call.model_name or unpacked.model_name)
             version = check_name("model version", unpacked.version)
-            settings = self._settings(call, unpacked)
+            settings, is_guess = self._settings(call, unpacked, name, version)
         except SettingInvalid as error:
             raise _blamed(error, call, unpacked) from error
         self._registry.check_free(name, version)  # before anything of the new one exists
         _warn_of_typos(name, unpacked)
+        if not unpacked.handler:
+            settings = replace(settings, handler=settings.handler or self._rules.default_handler)
         if not settings.handler and not unpacked.handler:
             raise errors.ArchiveInvalid(f"archive '{call.url}' names no handler; give one with the register call")
         self._check_room(name)
@@ -160,10 +229,20 @@ class Management:
             call.at_startup,
         )
         self._registry.add(model)
-        model.scale(settings.min_workers, settings.max_workers)
+        if is_guess and settings.min_workers > 1 and self._rules.available_memory is not None:
+            model.scale(1, settings.max_workers)
+            self._growing[model] = settings
+            self._change(self._grow(model, model.settings, settings, self._rules.available_memory))
+        else:
+            model.scale(settings.min_workers, settings.max_workers)
         return model
 
-    def _settings(self, call: RegisterModel, unpacked: UnpackedModel) -> ModelSettings:
+    def _settings(
+        self, call: RegisterModel, unpacked: UnpackedModel, name: str, version: str
+    ) -> tuple[ModelSettings, bool]:
+        """Server defaults < `models` of config.properties < model-config.yaml < the call; but a number of workers in
+        the file stands above the call's, as in TorchServe. True if nobody gave a number and it is the server's guess.
+        """
         given = {
             "handler": call.handler,
             "runtime": call.runtime,
@@ -171,14 +250,54 @@ class Management:
             "max_batch_delay_ms": call.max_batch_delay_ms,
             "response_timeout": call.response_timeout,
             "startup_timeout": call.startup_timeout,
+            "min_workers": call.min_workers,
+            "max_workers": call.max_workers,
         }
-        settings = merge_model_settings(self._defaults, unpacked.config, given)
-        if settings.min_workers:  # model-config.yaml's number stands above the call's, as in TorchServe
-            return settings
-        workers = call.initial_workers
-        if workers is None:
-            workers = self._workers_at_start() if call.at_startup else 0
-        return replace(settings, min_workers=workers, max_workers=max(workers, settings.max_workers))
+        config = {**self._of_server(call, name, version), **self._read_config(name, unpacked.config)}
+        settings = merge_model_settings(self._defaults, config, given)
+        if settings.min_workers or call.min_workers is not None:
+            return settings, False
+        workers, is_guess = call.initial_workers, False
+        if workers is None and call.at_startup:
+            workers, is_guess = self._workers_at_start(), True
+        workers = self._rules.workers_by_api if workers is None else workers
+        return replace(settings, min_workers=workers, max_workers=max(workers, settings.max_workers)), is_guess
+
+    def _of_server(self, call: RegisterModel, name: str, version: str) -> dict[str, Any]:
+        """The entry of `models` in config.properties; its numbers of workers hold for models loaded at start only."""
+        found = dict(self._rules.model_settings.get(name, {}).get(version, {}))
+        if not call.at_startup:
+            found = {key: value for key, value in found.items() if key not in ("minWorkers", "maxWorkers")}
+        return found
+
+    def _read_config(self, name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._rules.read_config is None:
+            return config
+        read, warnings = self._rules.read_config(config)
+        for warning in warnings:
+            logger.warning("model-config.yaml of %s: %s", name, warning)
+        return read
+
+    async def _grow(
+        self, model: ModelVersion, first: ModelSettings, wanted: ModelSettings, available: Callable[[], int]
+    ) -> None:
+        """Once the first worker shows what one takes, starts as many more as there is memory for."""
+        while await model.settle() is not None:
+            if model.state is ModelState.FAILED:
+                return
+        memory = max((worker.memory_bytes for worker in model.describe(False).workers), default=0)
+        if self._draining or model.settings is not first or not memory:
+            return  # somebody else has scaled or removed it meanwhile
+        room = 1 + available() // memory
+        if room < wanted.min_workers:
+            logger.warning(
+                "%d workers instead of %d: one takes %d MiB, and there is no memory for more",
+                *(room, wanted.min_workers, memory >> 20),
+                extra={"model": model.name, "version": model.version},
+            )
+        model.scale(min(wanted.min_workers, room), wanted.max_workers)
+        self._growing.pop(model, None)
+        self.on_change()
 
     def _check_room(self, name: str) -> None:
         names = self._registry.names()
@@ -215,13 +334,47 @@ class Management:
             model.scale(least, most)
         except SettingInvalid as error:
             raise errors.BadRequest(str(error)) from error
+        self._growing.pop(model, None)  # what was asked for now holds
         if not synchronous:
+            self.on_change()
             return _change(model, done=False, version_was_given=bool(version))
         logger.info("scaled to %d workers", model.wanted_workers, extra={"model": model.name, "version": model.version})
         failure = await model.settle()
         if failure is not None:
             raise _not_loaded(model, failure)
+        self.on_change()
         return _change(model, version_was_given=bool(version))
+
+    def reconfigure(self, name: str, version: str, changes: Mapping[str, Any]) -> ModelChange:
+        """Changes settings (names of RECONFIGURABLE) of a living version; its workers go on."""
+        self._check_open()
+        model = self._registry.get(name, version)
+        try:
+            model.reconfigure(replace(model.settings, **changes))
+        except SettingInvalid as error:
+            raise errors.BadRequest(str(error)) from error
+        told = ", ".join(f"{key}={value}" for key, value in changes.items())
+        logger.info("settings changed: %s", told, extra={"model": model.name, "version": model.version})
+        self._registry.changed()
+        self.on_change()
+        return _change(model, version_was_given=bool(version))
+
+    async def customized(self, name: str, version: str = "") -> dict[str, Any] | None:
+        """What the handler says of itself; {} if that is no JSON object, None if it says nothing."""
+        call = Call(
+            model=name, version=version, request_id=str(uuid.uuid4()), headers=[Header("describe", "True")], parts=[]
+        )
+        model = self._registry.get(name, version)
+        try:
+            replies = await model.submit(call).answer(self._limits.response_bytes)
+        except errors.NoWorker as error:
+            raise errors.NoWorkerToDescribe(error.model, error.version) from error
+        text = b"".join(reply.body for reply in replies)
+        try:
+            found = json.loads(text) if text else None
+        except (ValueError, RecursionError):
+            found = {}
+        return found if found is None or isinstance(found, dict) else {}
 
     def describe(self, name: str, version: str = "") -> list[VersionStatus]:
         """One version, the default one, or all of them (`version` "all")."""
@@ -243,6 +396,7 @@ class Management:
         if not version:
             raise errors.BadRequest("Parameter model_version is required.")
         self._registry.set_default(name, version)
+        self.on_change()
         return _change(self._registry.get(name, version))
 
     async def unregister(self, name: str, version: str) -> ModelChange:
@@ -252,8 +406,9 @@ class Management:
             raise errors.ModelApiDisabled
         model = self._registry.get(name, version)
         self._registry.remove(model)
-        await self._to_the_end(self._end(model, self._limits.unload_grace))
+        await self._to_the_end(self._end(model, min(self._limits.unload_grace, self._rules.unregister_timeout)))
         logger.info("unregistered", extra={"model": model.name, "version": model.version})
+        self.on_change()
         return ModelChange(model.name, model.version, 0, 0, True)
 
     async def drain(self, grace_seconds: float) -> None:
@@ -273,9 +428,7 @@ class Management:
 
     async def _to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
         """Runs a change to its end, also when the client who asked for it has gone: half a change helps nobody."""
-        task = asyncio.get_running_loop().create_task(change)
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
+        task = self._change(change)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -283,12 +436,19 @@ class Management:
                 raise errors.Draining from None
             raise
 
+    def _change(self, change: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return task
+
     def _check_open(self) -> None:
         if self._draining:
             raise errors.Draining
 
     async def _end(self, model: ModelVersion, grace_seconds: float) -> None:
         self._leaving.add(model)
+        self._growing.pop(model, None)
         try:
             await model.drain(grace_seconds)
             await model.stop(grace_seconds)

@@ -18,7 +18,7 @@ from torchd_server.accelerators.cpu import ThreadBudget
 from torchd_server.accelerators.ledger import DeviceLedger
 from torchd_server.batching.policy import BatchPolicy
 from torchd_server.batching.queues import Fifo
-from torchd_server.batching.waits import WAITS
+from torchd_server.batching.waits import WAITS, BatchWait
 from torchd_server.clock import Clock
 from torchd_server.metrics import ModelMetrics
 from torchd_server.placement.base import Placement, WorkerSpec
@@ -113,7 +113,7 @@ class ModelVersion:
             Fifo(),
             settings.batch_size,
             settings.job_queue_size,
-            WAITS[settings.batch_wait](settings.max_batch_delay_ms / 1000),
+            _wait_of(settings),
             machinery.clock,
         )
         self._pool = WorkerPool(self._make_worker, machinery.unload_grace_seconds, self._changed)
@@ -150,6 +150,7 @@ class ModelVersion:
 
     def submit(self, call: Call) -> Request:
         """Accepts a request, or refuses it at once: QueueFull, NoWorker, ModelFailed, Draining."""
+        self._metrics.requested(call.version)
         if self._draining:
             raise errors.Draining(f"model '{self.name}' version {self.version}")
         if self._pool.given_up is not None:
@@ -170,6 +171,13 @@ class ModelVersion:
         """Starts workers up to the least wanted, or lets go those above the most."""
         self.settings = replace(self.settings, min_workers=min_workers, max_workers=max_workers)
         self._pool.scale(min(max(self._pool.wanted, min_workers), max_workers))
+
+    def reconfigure(self, settings: ModelSettings) -> None:
+        """Serves with these settings from now on; workers keep running, and handlers keep the batch size they know."""
+        self.settings = settings
+        self._policy.resize(settings.batch_size, settings.job_queue_size, _wait_of(settings))
+        for worker in self._pool.workers():
+            worker.allow(settings.response_timeout)
 
     async def settle(self) -> errors.TorchdError | None:
         """Waits until every wanted worker is ready and every surplus one gone (None), or one has failed (its error)."""
@@ -279,9 +287,16 @@ class ModelVersion:
     def _request_done(self, request: Request) -> None:
         self._unfinished.discard(request)
         self._metrics.outcome("ok" if request.error is None else type(request.error).__name__)
-        self._metrics.total_seconds(request.replied_at - request.received_at)
+        total_seconds = request.replied_at - request.received_at
+        self._metrics.total_seconds(total_seconds)
+        if request.error is None:
+            self._metrics.answered(request.call.version, request.sent_at - request.received_at, total_seconds)
         if not self._unfinished:
             self._nothing_left.set()
+
+
+def _wait_of(settings: ModelSettings) -> BatchWait:
+    return WAITS[settings.batch_wait](settings.max_batch_delay_ms / 1000)
 
 
 def _resident_bytes(pid: int) -> int:

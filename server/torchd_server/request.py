@@ -58,6 +58,7 @@ class Request:
         "received_at",
         "replied_at",
         "response_timeout",
+        "sent_at",
         "sent_times",
         "state",
     )
@@ -76,6 +77,7 @@ class Request:
         self.state = State.RECEIVED
         self.error: TorchdError | None = None
         self.received_at = clock.time()
+        self.sent_at = 0.0
         self.sent_times = 0
         self.replied_at = 0.0
         # The client's own deadline counts for the whole answer; the model's timeout for each chunk of a streamed one.
@@ -95,6 +97,7 @@ class Request:
     def sent(self, owner: Owner) -> None:
         """It is with a worker, held by `owner`."""
         self.sent_times += 1
+        self.sent_at = self._clock.time()
         self._move(State.SENT, owner)
 
     def _move(self, state: State, owner: Owner) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,10 @@ _RANGES = {
     "parallel_level": (0, 1024),
 }
 _SWITCHES = ("continuous_batching", "sequence_batching", "async_communication", "use_job_ticket", "use_venv")
-_CHOICES = {
-    "batch_wait": ("adaptive", "full"),
+# Rules by which a batch waits; plug-ins may add theirs (plugins.py).
+BATCH_WAITS = ["adaptive", "full"]
+_CHOICES: dict[str, Sequence[str]] = {
+    "batch_wait": BATCH_WAITS,
     "device_type": ("", "cpu", "gpu"),
     "runtime": ("python", "python3"),
     "parallel_type": ("", "pp", "tp", "pptp", "custom"),
@@ -147,6 +149,17 @@ def merge_model_settings(
     if "max_workers" not in values and isinstance(least, int):
         values["max_workers"] = max(least, defaults.max_workers)
     return replace(defaults, **values)
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredModel:
+    """One registered version as a snapshot keeps it; `source` is what it was registered from."""
+
+    name: str
+    version: str
+    source: str
+    is_default: bool
+    settings: ModelSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +233,15 @@ class Listeners:
     metrics: Address = Address(LOOPBACK, 8082)
     metrics_enabled: bool = True
 
+    def together(self, names: Iterable[str]) -> list[tuple[str, ...]]:
+        """These APIs, those of one address together; port 0 is another one each time."""
+        groups: dict[Address | str, tuple[str, ...]] = {}
+        for name in names:
+            address: Address = getattr(self, name)
+            place = address if address.port or address.unix is not None else name
+            groups[place] = (*groups.get(place, ()), name)
+        return list(groups.values())
+
     def at(self, name: str, address: Address) -> Listeners:
         """These, with one API elsewhere."""
         moved: dict[str, Any] = {name: address}
@@ -273,6 +295,13 @@ class TorchServeMetrics:
     system: bool = True
     interval_seconds: float = 60.0
 
+    def __post_init__(self) -> None:
+        """Checks the mode and the interval."""
+        if self.mode not in METRICS_MODES:
+            raise SettingInvalid("metrics_mode", self.mode, " or ".join(METRICS_MODES))
+        if not 1 <= self.interval_seconds <= 86_400:
+            raise SettingInvalid("metric_time_interval", self.interval_seconds, "seconds from 1 to 86400")
+
 
 @dataclass(frozen=True, slots=True)
 class LogFiles:
@@ -305,6 +334,11 @@ class Posture:
     # Workers a model gets at start when nothing names a number; None means one per GPU, else one per core.
     workers_at_start: int | None
     limits: Limits
+    # A key of model-config.yaml whose value will not do is ignored with a warning, as in TorchServe; else refused.
+    lenient_model_config: bool = False
+    # Where TorchServe's metrics go (metrics_mode), and whether /metrics has the torchd_* families in every mode.
+    metrics_mode: str = "prometheus"
+    own_metrics: bool = True
 
 
 _WORKER_ENVIRONMENT = (
@@ -323,6 +357,9 @@ POSTURES = {
         None,
         None,
         Limits(request_bytes=6_553_500, response_bytes=6_553_500),
+        lenient_model_config=True,
+        metrics_mode="log",
+        own_metrics=False,
     ),
 }
 
@@ -368,12 +405,18 @@ class ServerSettings:
     snapshot: Mapping[str, Any] | None = None
     unregister_timeout: int = 120
     open_inference: bool = True
+    # Installed plug-ins to load, by the names of their entry points; none is loaded unasked.
+    plugins: tuple[str, ...] = ()
     # gRPC connections are closed after so many seconds, their calls after so many more; None never.
     grpc_connection_age: float | None = None
     grpc_connection_grace: float | None = None
     # Compute threads of each worker; 0 divides this process's cores among all workers.
     worker_threads: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
+    # Environment variables whose names match in full are kept from workers.
+    hidden_environment: str = ""
+    # config.properties and the flags that stand for its keys, as given: snapshots repeat them.
+    properties: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_name(what: str, name: str) -> str:

@@ -8,41 +8,94 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
-from torchd_server import logs
+from torchd_server import __version__, logs
 from torchd_server.exposure import exposure
 from torchd_server.run_directory import RunDirectoryTaken, default_run_directory
-from torchd_server.settings import API_NAMES, POSTURES, Address, ServerSettings, SettingInvalid
-from torchd_server.torchserve import config_properties
+from torchd_server.settings import (
+    API_NAMES,
+    POSTURES,
+    Address,
+    LogFiles,
+    ServerSettings,
+    SettingInvalid,
+    TorchServeMetrics,
+)
+from torchd_server.torchserve import background, command_line, config_properties, log_files
+from torchd_server.torchserve.command_line import Refused
+from torchd_server.torchserve.pid_file import PidFile, PidFileUnsafe
+from torchd_server.torchserve.sources import Resolved, resolve
 
-VERSION = "0.1.0"
+VERSION = __version__
 TORCHSERVE_VERSION = "0.12.0"  # whose behaviour this command has
 # sysexits.h and errno: what went wrong, for scripts.
 EX_USAGE, EX_CONFIG, EX_IN_USE = 64, 78, 98
 READY_LINE = "Model server started."
+T = TypeVar("T")
 
 
 def torchserve(argv: Sequence[str]) -> NoReturn:
-    """`torchserve`: TorchServe's own flags, as far as they are there yet."""
-    flags = _torchserve_parser().parse_args(argv)
+    """`torchserve`: starts, in the background unless told otherwise, or stops."""
+    flags = command_line.parse(argv)
     if flags.version:
         print(f"TorchServe Version is {TORCHSERVE_VERSION} (torchd {VERSION})")
         sys.exit(0)
-    if flags.stop:
-        _refuse("torchserve --stop comes with a later release; stop the foreground server with Ctrl-C or SIGTERM")
-    if not flags.foreground:
-        _note("the server stays in the foreground; the background start comes with a later release")
-    settings = _checked(lambda: _torchserve_settings(flags, os.environ))
-    _say_exposure(settings)
-    logs.configure("text", "info")
-    _run(settings)
+    pid_file = PidFile(Path(tempfile.gettempdir()))
+    try:
+        if flags.stop:
+            background.stop(pid_file, flags.foreground, Path.cwd())
+            sys.exit(0)
+        if pid_file.running() is not None:
+            raise Refused("TorchServe is already running, please use torchserve --stop to stop TorchServe.")
+        if not flags.foreground:
+            command_line.check_paths(flags, os.environ)  # said before a process is made
+            sys.exit(background.start(argv))
+        resolved = _checked(lambda: resolved_torchserve(flags, os.environ))
+    except (Refused, PidFileUnsafe) as error:
+        print(error)
+        sys.exit(1)
+    for note in resolved.notes:
+        _note(note)
+    _say_exposure(resolved.settings)
+    _open_logs(resolved.settings)
+    for name, level in resolved.log_config.levels.items():
+        logging.getLogger(name).setLevel(level.upper())
+    _run_with_pid_file(resolved.settings, pid_file, flags.ready_fd)
+
+
+def resolved_torchserve(flags: command_line.Flags, environment: Mapping[str, str]) -> Resolved:
+    """The settings of `torchserve` with these flags, here."""
+    return resolve(defaults("torchserve", environment), flags, environment, Path.cwd())
+
+
+def _run_with_pid_file(settings: ServerSettings, pid_file: PidFile, ready_fd: int | None) -> NoReturn:
+    try:
+        pid_file.write()
+    except OSError as error:
+        _refuse(f"{pid_file.path} cannot be written: {error.strerror}", 1)
+    try:
+        _run(settings, lambda: background.tell(ready_fd))
+    finally:
+        pid_file.remove(os.getpid())
+
+
+def _open_logs(settings: ServerSettings) -> None:
+    """TorchServe's console and files; a folder that cannot be written costs the files, not the server."""
+    try:
+        handlers = log_files.handlers(settings.log_files)
+    except log_files.LogFolderUnusable as error:
+        _note(f"warning: {error}; there will be no log files")
+        handlers = log_files.handlers(LogFiles())
+    logs.start(handlers, "info")
 
 
 def serve(argv: Sequence[str]) -> NoReturn:
@@ -54,19 +107,32 @@ def serve(argv: Sequence[str]) -> NoReturn:
     _run(settings)
 
 
-def _run(settings: ServerSettings) -> NoReturn:
+def _run(settings: ServerSettings, ready: Callable[[], None] = lambda: None) -> NoReturn:
     """Runs the daemon to its end and turns what stopped it into an exit status."""
+
+    def say_ready() -> None:
+        # In one write: the log's thread may be at the same descriptor.
+        sys.stdout.write(f"{READY_LINE}\n")
+        sys.stdout.flush()
+        ready()
+
     from torchd_server import daemon  # gRPC takes a while to import: --help and mistakes do not wait for it
     from torchd_server.surfaces.edge import AddressInUse
 
     _reset_signals()
     try:
-        _runner()(daemon.serve(settings, lambda: print(READY_LINE, flush=True)))
+        _runner()(daemon.serve(settings, say_ready))
     except (RunDirectoryTaken, AddressInUse) as error:
         _refuse(str(error), EX_IN_USE)
-    except SettingInvalid as error:  # a certificate or key that cannot be used
+    except SettingInvalid as error:  # a certificate or key that cannot be used, a plug-in that nobody knew before
         _refuse(str(error), EX_CONFIG)
     sys.exit(0)
+
+
+def _say_ready() -> None:
+    """In one write: the log's thread may be at the same descriptor."""
+    sys.stdout.write(f"{READY_LINE}\n")
+    sys.stdout.flush()
 
 
 def _runner() -> Callable[..., object]:
@@ -121,6 +187,9 @@ def _serve_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--enable-model-api", action=argparse.BooleanOptionalAction, help="let clients register models (yes)"
     )
+    parser.add_argument(
+        "--plugins", nargs="+", default=[], metavar="NAME", help="installed plug-ins to load (docs/plugins.md)"
+    )
     parser.add_argument("--log-format", choices=logs.FORMATS, default="text")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser
@@ -141,6 +210,8 @@ def _serve_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -
     if flags.enable_model_api is not None:
         settings = replace(settings, model_api=flags.enable_model_api)
     settings = _guarded(settings, flags)
+    if flags.plugins:
+        settings = replace(settings, plugins=tuple(flags.plugins))
     if flags.worker_threads is not None:
         settings = replace(settings, worker_threads=flags.worker_threads)
     if flags.drain_grace is not None:
@@ -163,42 +234,6 @@ def _guarded(settings: ServerSettings, flags: argparse.Namespace) -> ServerSetti
     return replace(settings, insecure_listen=settings.insecure_listen or flags.insecure_listen)
 
 
-def _torchserve_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="torchserve", description="torchd with TorchServe's flags, defaults and answers."
-    )
-    action = parser.add_mutually_exclusive_group()
-    action.add_argument("-v", "--version", action="store_true", help="print the version and leave")
-    action.add_argument("--start", action="store_true", help="start the server")
-    action.add_argument("--stop", action="store_true", help="stop the server")
-    parser.add_argument("--foreground", action="store_true", help="stay in the foreground")
-    parser.add_argument(
-        "--ncs", "--no-config-snapshots", action="store_true", help="keep no snapshots (none are kept yet)"
-    )
-    parser.add_argument("--ts-config", type=Path, metavar="FILE", help="a config.properties file")
-    parser.add_argument("--model-store", type=Path, metavar="DIR", help="folder with the model archives")
-    parser.add_argument(
-        "--models", nargs="+", default=[], metavar="[NAME=]FILE", help="archives to load at start, or all"
-    )
-    parser.add_argument("--disable-token-auth", "--dt", action="store_true", help="ask for no tokens")
-    parser.add_argument("--enable-model-api", action="store_true", help="let clients register and unregister models")
-    return parser
-
-
-def _torchserve_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> ServerSettings:
-    """The precedence of `torchserve`: TorchServe's defaults < config file (the environment's first) < flags."""
-    named = environment.get("TS_CONFIG_FILE")
-    config = Path(named) if named else flags.ts_config
-    settings = _with_file(defaults("torchserve", environment), config)
-    if flags.enable_model_api:
-        settings = replace(settings, model_api=True)
-    if flags.disable_token_auth:
-        settings = replace(settings, tokens=replace(settings.tokens, enabled=False))
-    if flags.model_store is None and settings.model_store is None:
-        _refuse("Missing mandatory parameter --model-store DIR (or model_store in config.properties)", 1)
-    return _with_store(settings, flags.model_store, flags.models, None, environment)
-
-
 def defaults(name: str, environment: Mapping[str, str]) -> ServerSettings:
     """The settings of a posture before any file or flag."""
     posture = POSTURES[name]
@@ -207,6 +242,7 @@ def defaults(name: str, environment: Mapping[str, str]) -> ServerSettings:
         limits=posture.limits,
         model_api=posture.model_api,
         allowed_urls=posture.allowed_urls,
+        torchserve_metrics=TorchServeMetrics(mode=posture.metrics_mode),
         environment=dict(environment),
         worker_threads=_threads_of(environment),
     )
@@ -227,7 +263,7 @@ def _with_file(settings: ServerSettings, path: Path | None) -> ServerSettings:
         return settings
     if not path.is_file():
         _refuse(f"configuration file {path} not found", 1)
-    applied = config_properties.apply(settings, path)
+    applied = config_properties.apply(settings, config_properties.read_file(path))
     for warning in applied.warnings:
         _note(warning)
     return applied.settings
@@ -259,7 +295,7 @@ def _threads_of(environment: Mapping[str, str]) -> int:
     return int(value) if value.isascii() and value.isdigit() and 0 < int(value) <= 1024 else 0
 
 
-def _checked(make: Callable[[], ServerSettings]) -> ServerSettings:
+def _checked(make: Callable[[], T]) -> T:
     try:
         return make()
     except SettingInvalid as error:

@@ -182,6 +182,10 @@ class Worker:
                 self._process.kill()
             raise self.dead.result()
 
+    def allow(self, response_timeout: float) -> None:
+        """A batch may take so long from the next one on."""
+        self.plan = replace(self.plan, response_timeout=response_timeout)
+
     async def stop(self, grace_seconds: float) -> None:
         """Lets it finish what it runs, at most `grace_seconds`, then unloads it; returns when the process is gone."""
         if self.state is WorkerState.READY:
@@ -247,9 +251,10 @@ class Worker:
             case Started():
                 self._has_started = message.step == self._step_number
             case Log():
-                model_logger.log(message.level, "%s: %s", message.logger, message.text, extra=self.identity)
+                origin = {**self.identity, "request": message.request_id}
+                model_logger.log(message.level, "%s: %s", message.logger, message.text, extra=origin)
             case Metric():
-                logger.debug("metric %s=%s of worker %s", message.name, message.value, self.name)
+                self._metrics.of_handler(message, self.name)
             case Progress():
                 self.progress = f"{message.percent} % {message.text}".strip()
             case Hello():
@@ -301,6 +306,7 @@ class Worker:
         self.progress = ""
         self.was_ready = True
         self._become(WorkerState.READY)
+        self._metrics.worker_loaded(self.name, (datetime.now(UTC) - self.started_at).total_seconds())
         logger.info("ready", extra=self.identity)
         if not self._loaded.done():
             self._loaded.set_result(None)

@@ -30,6 +30,10 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "DescribeModel": {"modelName": "zoo"},
     "SetDefault": {"modelName": "zoo", "modelVersion": "1.0"},
     "UnregisterModel": {"modelName": "zoo", "modelVersion": "2.0"},
+    "ModelReady": {"name": "zoo"},
+    "ModelMetadata": {"name": "zoo"},
+    "ModelInfer": {"modelName": "zoo", "id": "r"},
+    "ModelStreamInfer": {"modelName": "zoo", "id": "r"},
     "ServerReflectionInfo": {"listServices": ""},
 }
 # In this order, where order matters; methods not named come first.

@@ -8,10 +8,10 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from harness.stubs import TORCHSERVE_PROTOS, generate_stubs
 
-from torchd_protos import inference_pb2, management_pb2
+from torchd_protos import inference_pb2, management_pb2, open_inference_pb2
 
 # TorchServe's messages as its last release has them: field -> (number, type).
 S, I, B, Y = "string", "int32", "bool", "bytes"  # noqa: E741
@@ -77,6 +77,7 @@ FILES = (inference_pb2.DESCRIPTOR, management_pb2.DESCRIPTOR)
 ROUND_TRIPS = {
     "torchd": """
 from torchd_protos import inference_pb2 as ours, management_pb2, worker_pb2, inference_pb2_grpc, management_pb2_grpc
+from torchd_protos import open_inference_pb2 as open_inference, open_inference_pb2_grpc
 sent = ours.PredictionsRequest(model_name="m", input={"data": b"1"})
 assert ours.PredictionsRequest.FromString(sent.SerializeToString()) == sent
 """,
@@ -96,6 +97,8 @@ ACROSS = """
 wire = theirs.PredictionsRequest(model_name="m", model_version="2", input={"data": b"1"}).SerializeToString()
 read = ours.PredictionsRequest.FromString(wire)
 assert (read.model_name, read.model_version, dict(read.input)) == ("m", "2", {"data": b"1"})
+wire = triton.service_pb2.ModelInferRequest(model_name="m", id="1", raw_input_contents=[b"1"]).SerializeToString()
+assert open_inference.ModelInferRequest.FromString(wire).raw_input_contents == [b"1"]
 reply = management_pb2.ManagementResponse(msg="done", summaries=[{"model_name": "m"}]).SerializeToString()
 assert their_management.ManagementResponse.FromString(reply).msg == "done"
 print("ok")
@@ -124,6 +127,32 @@ def test_a_service_keeps_torchserves_methods(service: str) -> None:
     theirs = TORCHSERVE_METHODS[service]
     assert {name: ours.get(name) for name in theirs} == theirs
     assert not any(descriptor.methods_by_name[name].client_streaming for name in theirs)
+
+
+def test_the_open_inference_messages_are_tritons() -> None:
+    """Names, numbers, types and labels of every field; ours may lack messages of Triton's, never change one."""
+    from tritonclient.grpc import service_pb2  # in the default pool, ours beside it
+
+    def layout(message: Descriptor) -> dict[str, tuple[int, int, int, str]]:
+        return {
+            field.name: (field.number, field.type, field.label, getattr(field.message_type, "full_name", ""))
+            for field in message.fields
+        }
+
+    messages = list(open_inference_pb2.DESCRIPTOR.message_types_by_name.values())
+    for message in messages:
+        theirs = service_pb2.DESCRIPTOR.pool.FindMessageTypeByName(message.full_name)
+        assert layout(message).items() <= layout(theirs).items(), message.full_name
+        messages += [nested for nested in message.nested_types if not nested.GetOptions().map_entry]
+    service = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    their_service = service_pb2.DESCRIPTOR.pool.FindServiceByName("inference.GRPCInferenceService")
+    for method in service.methods:
+        their = their_service.methods_by_name[method.name]
+        assert (method.input_type.full_name, method.output_type.full_name) == (
+            their.input_type.full_name,
+            their.output_type.full_name,
+        )
+        assert (method.client_streaming, method.server_streaming) == (their.client_streaming, their.server_streaming)
 
 
 def test_the_contracts_import_nothing_that_torchserves_did_not() -> None:

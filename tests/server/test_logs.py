@@ -39,7 +39,7 @@ def test_nobodys_text_starts_a_line_of_ours(message: str) -> None:
     first, *rest = TextFormatter(colour=False).format(record(message)).split("\n")
     assert re.match(r"\d\d:\d\d:\d\d\.\d{3} INFO", first)
     assert all(line.startswith("    ") for line in rest)
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", first)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", first)
     assert JsonFormatter().format(record(message)).isascii()
     assert json.loads(JsonFormatter().format(record(message)))["message"] == message
 

@@ -20,12 +20,15 @@ from torchd_server import errors
 from torchd_server.inference import Inference
 from torchd_server.management import Management
 from torchd_server.metrics import Metrics
+from torchd_server.open_inference import OpenInference
 from torchd_server.registry import ModelRegistry
 from torchd_server.settings import Limits, ModelSettings
 from torchd_server.store import ModelStore
+from torchd_server.surfaces.rest.deadlines import timeout_ms
 from torchd_server.surfaces.rest.http1 import Handle, HttpResponse
 from torchd_server.surfaces.rest.http1_reader import HttpRequest
-from torchd_server.surfaces.rest.routes import inference_port, management_port, metrics_port, segments, timeout_ms
+from torchd_server.surfaces.rest.router import segments
+from torchd_server.surfaces.rest.routes import inference_port, management_port, metrics_port
 
 
 class Ports:
@@ -44,9 +47,10 @@ class Ports:
             True,
             lambda: 1,
         )
+        inference = Inference(self.registry)
         self.handles = {
-            "inference": inference_port(Inference(self.registry)),
-            "management": management_port(self.management),
+            "inference": inference_port(inference, OpenInference(self.registry, inference)),
+            "management": management_port(self.management, OpenInference(self.registry, inference)),
             "metrics": metrics_port(Metrics()),
         }
 
@@ -111,7 +115,7 @@ def test_every_field_of_a_template_is_one_of_its_method() -> None:
     ("port", "method", "path", "status"),
     [
         ("management", "GET", "/nothing", 404),
-        ("management", "GET", "/", 404),
+        ("management", "GET", "/", 405),
         ("management", "GET", "/models/a/b/c/d", 404),
         ("management", "PUT", "/models/a/1.0/set-something", 404),
         ("management", "PATCH", "/models", 405),
@@ -121,8 +125,8 @@ def test_every_field_of_a_template_is_one_of_its_method() -> None:
         ("management", "GET", "/models/", 200),
         ("inference", "GET", "/nothing", 404),
         ("inference", "GET", "/models", 404),
-        ("inference", "POST", "/predictions", 405),
-        ("inference", "OPTIONS", "/predictions/a", 405),
+        ("inference", "POST", "/predictions", 404),
+        ("inference", "OPTIONS", "/predictions/a", 404),
         ("inference", "POST", "/predictions/a", 404),
         ("metrics", "GET", "/models", 404),
     ],

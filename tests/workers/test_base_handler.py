@@ -144,9 +144,9 @@ def save_nothing(model, folder):
     return {"serializedFile": "weights.pt", "modelFile": "model.py"}
 
 
-def save_onnx(model, folder):
-    (folder / "model.onnx").write_bytes(b"onnx")
-    return {"serializedFile": "model.onnx"}
+def save_other(model, folder):
+    torch.save(model.state_dict(), folder / "weights.bin")
+    return {"serializedFile": "weights.bin"}
 
 
 def save_two_classes(model, folder):
@@ -161,7 +161,7 @@ def save_two_classes(model, folder):
         (save_weights, "ValueError: weights.pt holds weights and no TorchScript program; pack it with --model-file"),
         (save_pickled_model, "ValueError: weights.pt is no plain state dict"),
         (save_nothing, "FileNotFoundError: the archive has no weights file weights.pt"),
-        (save_onnx, "NotImplementedError: model.onnx: BaseHandler loads no ONNX models"),
+        (save_other, "RuntimeError: No model weights could be loaded: weights.bin needs --model-file with the class"),
         (
             save_two_classes,
             "ValueError: model.py must define exactly one torch.nn.Module; it defines TinyLinear, Second",

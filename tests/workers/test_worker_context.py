@@ -79,19 +79,44 @@ def test_metrics_have_the_usual_dimensions_and_units():
     metrics.add_error("Oops", 1)
     size, share, error = sent
     assert (size.unit, size.type, size.request_id) == ("Megabytes", "gauge", "")
-    assert {label.name: label.value for label in size.dimensions} == {"ModelName": "m", "Level": "Error"}
+    assert {label.name: label.value for label in size.dimensions} == {"Level": "Error"}
     assert (share.unit, share.request_id) == ("Percent", "b")
     assert {label.name: label.value for label in share.dimensions} == {"ModelName": "m", "Level": "Own"}
-    assert (error.type, error.request_id) == ("counter", "a,b")
+    assert (error.type, error.unit, error.request_id) == ("counter", "unit", "")
+    assert {label.name: label.value for label in error.dimensions} == {"Level": "Error"}
 
 
 def test_a_metric_is_found_by_its_name_and_type():
     metrics = Metrics([].append, "m")
     depth = metrics.add_metric_to_cache("Depth", "count", ["where"], MetricTypes.HISTOGRAM)
     assert metrics.get_metric("Depth", MetricTypes.HISTOGRAM) is depth
-    assert metrics.cache_keys() == ["Depth"]
-    with pytest.raises(MetricsCacheKeyError, match="no counter 'Depth' was added; known: Depth"):
+    assert metrics.cache_keys() == ["histogram:Depth"]
+    with pytest.raises(MetricsCacheKeyError, match="no counter 'Depth' was added; known: histogram:Depth"):
         metrics.get_metric("Depth")
+
+
+def test_metrics_of_the_configuration_are_there_before_the_handler():
+    """Reference 6.5: `get_metric` finds what model_metrics of metrics.yaml names."""
+    sent = []
+    declared = '[{"name": "Seen", "unit": "count", "dimensions": ["Level", "Colour"], "type": "counter"}]'
+    metrics = Metrics(sent.append, "m", declared)
+    metrics.get_metric("Seen").add_or_update(2, ["Model", "red"], "id")
+    # Given by name, in another order than the configuration's: TorchServe would swap the values.
+    metrics.add_counter("Seen", 1, None, [Dimension("Colour", "blue"), Dimension("Level", "Model")])
+    assert [[label.value for label in frame.dimensions] for frame in sent] == [["Model", "red"], ["Model", "blue"]]
+    metrics.get_metric("Seen").add_or_update(-1, ["Model", "red"])
+    metrics.get_metric("Seen").add_or_update(1, ["red"])
+    assert len(sent) == 2
+
+
+def test_what_the_metrics_api_does_not_know_is_refused():
+    metrics = Metrics([].append, "m")
+    with pytest.raises(ValueError, match="unit 'h' of Long will not do; write ms or s"):
+        metrics.add_time("Long", 1, unit="h")
+    with pytest.raises(ValueError, match="unit 'TB' of Big"):
+        metrics.add_size("Big", 1, unit="TB")
+    with pytest.raises(TypeError, match="metric_type must be a MetricTypes"):
+        metrics.add_metric("X", 1, "count", metric_type="counter")
 
 
 def test_compute_threads_without_a_number_leave_the_libraries_alone():

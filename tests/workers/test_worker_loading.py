@@ -7,6 +7,7 @@ import json
 import pytest
 
 from torchd_protos.frames import Loaded, Reply
+from torchd_workers.handlers import HANDLERS
 
 CLASS = """
 class Handler:
@@ -89,7 +90,7 @@ def test_a_handler_that_does_not_exist_names_those_torchd_brings(start, tmp_path
     failed = start(tmp_path).load("nowhere.py")
     assert failed.message == (
         "HandlerNotUsable: the archive has no handler nowhere.py, "
-        "and torchd brings no handler of that name (base_handler)"
+        f"and torchd brings no handler of that name ({', '.join(HANDLERS)})"
     )
 
 

@@ -253,7 +253,9 @@ def test_prints_are_no_protocol(loaded):
 def test_log_records_travel_as_frames(loaded):
     worker = loaded("misbehave")
     worker.ask(b"log")
-    assert Log(20, "my.model", "a line") in worker.seen
+    [record] = [message for message in worker.seen if isinstance(message, Log)]
+    assert (record.level, record.logger, record.text) == (20, "my.model", "a line")
+    assert record.request_id.startswith("r"), "it names the request that was running"
 
 
 def test_a_flood_of_log_records_is_cut(loaded):

@@ -97,6 +97,8 @@ class Context:
         # Sends one chunk for the request at an index (streaming.py); None where nothing can be streamed.
         self.send_chunk: Callable[[Context, int, Any], None] | None = None
         self.running: Sequence[RunningRequest] = ()
+        # Whether rows come out of a service envelope: there may be more or fewer of them than requests.
+        self.enveloped = False
 
     def begin(
         self, request_ids: dict[int, str], processors: Sequence[RequestProcessor], running: Sequence[RunningRequest]

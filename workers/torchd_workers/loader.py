@@ -16,8 +16,9 @@ from torchd_protos.frames import Load
 from torchd_workers.classes import classes_in
 from torchd_workers.context import Context
 from torchd_workers.device import ComputeThreads
-from torchd_workers.handler import Entry, Handler
+from torchd_workers.handler import Entry, Handler, Row
 from torchd_workers.handlers import HANDLERS
+from torchd_workers.handlers.envelopes import ENVELOPES
 from torchd_workers.metrics import Metrics
 
 SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "torchserve_shim")
@@ -46,8 +47,11 @@ def context_for(load: Load, metrics: Metrics) -> Context:
     )
 
 
-def load_handler(name: str, context: Context, threads: ComputeThreads) -> Handler:
-    """Imports the handler `name` ("module", "module:function", "module.py"), initializes it, raises what it raises."""
+def load_handler(name: str, context: Context, threads: ComputeThreads, envelope: str = "") -> Handler:
+    """Imports the handler `name` ("module", "module:function", "module.py"), initializes it, raises what it raises.
+
+    `envelope` names the service envelope that requests come in; "" is none.
+    """
     directory = context.system_properties["model_dir"]
     sys.path[:0] = [SHIM, directory]
     path, _, function = name.partition(":")
@@ -55,8 +59,13 @@ def load_handler(name: str, context: Context, threads: ComputeThreads) -> Handle
     threads.apply()  # before initialize: a handler that sets its own number has the last word
     entry = getattr(module, function or "handle", None)
     if entry is not None:
-        return _function_handler(entry, context)
-    return _class_handler(_handler_class(module, function), context)
+        handler = _function_handler(entry, context)
+    else:
+        handler = _class_handler(_handler_class(module, function), context)
+    if not envelope:
+        return handler
+    context.enveloped = True
+    return Handler(_opening(envelope, handler.entry), context)
 
 
 def import_handler(name: str, directory: str) -> ModuleType:
@@ -102,6 +111,22 @@ def _class_handler(cls: type[Any], context: Context) -> Handler:
     entry = service.handle
     _check_call(entry, "data", "context")
     return Handler(entry, context)
+
+
+def _opening(envelope: str, entry: Entry) -> Entry:
+    """The entry point behind an envelope. A description has no input that could come in one."""
+    if envelope not in ENVELOPES:
+        raise HandlerNotUsable(f"service_envelope {envelope!r} is unknown; it may be {', '.join(ENVELOPES)}")
+    if inspect.iscoroutinefunction(entry):
+        raise HandlerNotUsable(f"service_envelope {envelope!r} cannot stand before a handler that is async")
+    (cls,) = classes_in(importlib.import_module(ENVELOPES[envelope]))
+    enveloped: Entry = cls(entry).handle
+
+    def handle(data: list[Row], context: Context) -> Any:
+        is_described = context.get_request_header(0, "describe") == "True"
+        return (entry if is_described else enveloped)(data, context)
+
+    return handle
 
 
 def _handler_class(module: ModuleType, function: str) -> type[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from json import loads
 from typing import NamedTuple
 
 from torchd_protos.frames import Header
@@ -42,9 +43,21 @@ class Dimension(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name}:{self.value}"
 
+    def to_dict(self) -> dict[str, object]:
+        """As TorchServe's."""
+        return {"Name": self.name, "Value": self.value}
+
 
 class MetricsCacheKeyError(KeyError):
     """A metric was asked for that nobody has added."""
+
+
+class MetricsCacheTypeError(TypeError):
+    """A metric's name, unit or kind is not of the type it must be."""
+
+
+class MetricsCacheValueError(ValueError):
+    """A value of the metrics API is not one it knows."""
 
 
 class CachingMetric:
@@ -92,21 +105,23 @@ class CachingMetric:
 
 
 class Metrics:
-    """The metrics a handler of one model may add, by name and type."""
+    """The metrics a handler of one model may add, by name and type; those of metrics.yaml are there from the start."""
 
-    def __init__(self, send: Callable[[MetricFrame], None], model_name: str) -> None:
+    def __init__(self, send: Callable[[MetricFrame], None], model_name: str, declared: str = "") -> None:
         self._send = send
         self.model_name = model_name
         self.request_ids: Mapping[int, str] | str | None = None
         self.cache: dict[MetricTypes, dict[str, CachingMetric]] = {kind: {} for kind in MetricTypes}
+        for metric in loads(declared or "[]"):
+            self.add_metric_to_cache(metric["name"], metric["unit"], metric["dimensions"], MetricTypes(metric["type"]))
 
     def set_request_ids(self, request_ids: Mapping[int, str] | str | None) -> None:
         """Names the requests that the next values belong to."""
         self.request_ids = request_ids
 
     def cache_keys(self) -> list[str]:
-        """The names of all metrics added so far."""
-        return [name for metrics in self.cache.values() for name in metrics]
+        """The metrics there are, as `type:name`."""
+        return [f"{kind.value}:{name}" for kind, metrics in self.cache.items() for name in metrics]
 
     def add_metric_to_cache(
         self,
@@ -115,17 +130,22 @@ class Metrics:
         dimension_names: Sequence[str] = (),
         metric_type: MetricTypes = MetricTypes.COUNTER,
     ) -> CachingMetric:
-        """Adds a metric whose values are given with `add_or_update`."""
-        metric = CachingMetric(self._send, metric_name, unit, dimension_names, MetricTypes(metric_type))
-        self.cache[metric.metric_type][metric_name] = metric
+        """Adds a metric whose values are given with `add_or_update`; raises MetricsCacheTypeError."""
+        _check("metric_name", metric_name, str)
+        _check("unit", unit, str)
+        _check("metric_type", metric_type, MetricTypes)
+        metric = CachingMetric(self._send, metric_name, unit, dimension_names or (), metric_type)
+        self.cache[metric_type][metric_name] = metric
         return metric
 
     def get_metric(self, metric_name: str, metric_type: MetricTypes = MetricTypes.COUNTER) -> CachingMetric:
         """The metric of this name and type; raises MetricsCacheKeyError."""
-        metric = self.cache[MetricTypes(metric_type)].get(metric_name)
+        _check("metric_name", metric_name, str)
+        _check("metric_type", metric_type, MetricTypes)
+        metric = self.cache[metric_type].get(metric_name)
         if metric is None:
             known = ", ".join(self.cache_keys()) or "none"
-            raise MetricsCacheKeyError(f"no {MetricTypes(metric_type).value} {metric_name!r} was added; known: {known}")
+            raise MetricsCacheKeyError(f"no {metric_type.value} {metric_name!r} was added; known: {known}")
         return metric
 
     def add_metric(
@@ -139,17 +159,26 @@ class Metrics:
     ) -> None:
         """One value of any metric; `idx` is the request's place in the batch."""
         request_id = self._request_id(idx)
-        named = {dimension.name for dimension in dimensions}
-        usual = [
-            Dimension("ModelName", self.model_name),
-            Dimension("Level", "Model" if request_id else "Error"),
-        ]
-        labels = [*dimensions, *(dimension for dimension in usual if dimension.name not in named)]
-        kind = MetricTypes(metric_type)
-        metric = self.cache[kind].get(name) or self.add_metric_to_cache(
-            name, unit, [dimension.name for dimension in labels], kind
+        self._add(name, value, unit, request_id, _with_usual(dimensions, self.model_name, request_id), metric_type)
+
+    def _add(
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        request_id: str | None,
+        dimensions: Sequence[Dimension],
+        metric_type: MetricTypes,
+    ) -> None:
+        _check("metric_type", metric_type, MetricTypes)
+        metric = self.cache[metric_type].get(name) or self.add_metric_to_cache(
+            name, unit, [dimension.name for dimension in dimensions], metric_type
         )
-        metric.update(value, request_id, labels)
+        values = {dimension.name: dimension.value for dimension in dimensions}
+        if values.keys() == set(metric.dimension_names):
+            metric.add_or_update(value, [values[name] for name in metric.dimension_names], request_id or "")
+        else:  # by their places, as TorchServe takes them
+            metric.add_or_update(value, [dimension.value for dimension in dimensions], request_id or "")
 
     def add_counter(
         self, name: str, value: float, idx: int | None = None, dimensions: Sequence[Dimension] = ()
@@ -167,6 +196,8 @@ class Metrics:
         metric_type: MetricTypes = MetricTypes.GAUGE,
     ) -> None:
         """A duration in `ms` or `s`."""
+        if unit not in ("ms", "s"):
+            raise MetricsCacheValueError(f"unit {unit!r} of {name} will not do; write ms or s")
         self.add_metric(name, value, unit, idx, dimensions, metric_type)
 
     def add_size(
@@ -179,6 +210,8 @@ class Metrics:
         metric_type: MetricTypes = MetricTypes.GAUGE,
     ) -> None:
         """A size in `B`, `kB`, `MB` or `GB`."""
+        if unit not in ("B", "kB", "MB", "GB"):
+            raise MetricsCacheValueError(f"unit {unit!r} of {name} will not do; write B, kB, MB or GB")
         self.add_metric(name, value, unit, idx, dimensions, metric_type)
 
     def add_percent(
@@ -194,11 +227,25 @@ class Metrics:
 
     def add_error(self, name: str, value: float, dimensions: Sequence[Dimension] = ()) -> None:
         """Counts an error of the handler's own naming."""
-        self.add_metric(name, value, "", None, [*dimensions, Dimension("Level", "Error")])
+        self._add(name, value, "", None, _with_usual(dimensions, self.model_name, None), MetricTypes.COUNTER)
 
-    def _request_id(self, idx: int | None) -> str:
+    def _request_id(self, idx: int | None) -> str | None:
         if not isinstance(self.request_ids, Mapping):
-            return self.request_ids or ""
+            return self.request_ids
         if idx is not None and idx in self.request_ids:
             return self.request_ids[idx]
         return ",".join(self.request_ids.values())
+
+
+def _with_usual(dimensions: Sequence[Dimension], model: str, request_id: str | None) -> list[Dimension]:
+    """The dimensions with those that TorchServe adds: the model and its level, or the level of an error."""
+    usual = [Dimension("Level", "Error")]
+    if request_id is not None:
+        usual = [Dimension("ModelName", model), Dimension("Level", "Model")]
+    named = {dimension.name for dimension in dimensions}
+    return [*dimensions, *(dimension for dimension in usual if dimension.name not in named)]
+
+
+def _check(what: str, value: object, wanted: type) -> None:
+    if not isinstance(value, wanted):
+        raise MetricsCacheTypeError(f"{what} must be a {wanted.__name__}, not {value!r:.100}")

@@ -9,7 +9,9 @@ from json import JSONEncoder
 from typing import Any, Protocol
 
 from torchd_protos.frames import Buffer, Header, Reply
+from torchd_protos.tensors import CONTENT_TYPE as TENSORS
 from torchd_workers.failures import BadOutput, ResponseTooLarge
+from torchd_workers.tensors import answer_of
 
 MAX_HEADER_BYTES = 16 * 1024
 
@@ -25,6 +27,7 @@ _SERVER_HEADERS = frozenset(
 class Response(Protocol):
     """What a handler has chosen for one response (context.RequestProcessor)."""
 
+    def get_request_property(self, key: str) -> Any: ...
     def get_response_status_code(self) -> int: ...
     def get_response_status_phrase(self) -> str | None: ...
     def get_response_headers(self) -> dict[str, str]: ...
@@ -48,7 +51,7 @@ def checked_list(output: Any, size: int) -> list[Any]:
 
 def reply_of(request: int, value: Any, response: Response, max_bytes: int, more: bool = False) -> Reply:
     """The Reply frame for one answer or chunk; raises BadOutput or ResponseTooLarge. `max_bytes` 0 is no limit."""
-    body = body_of(value)
+    body = _tensors_of(value) if response.get_request_property("accept") == TENSORS else body_of(value)
     if max_bytes and len(body) > max_bytes:
         raise ResponseTooLarge(f"the answer has {len(body)} bytes; the limit is {max_bytes} (max_response_size)")
     status = response.get_response_status_code()
@@ -56,6 +59,15 @@ def reply_of(request: int, value: Any, response: Response, max_bytes: int, more:
     _check_status(status, reason)
     headers = _checked_headers(response.get_response_headers())
     return Reply(request, 0 if status == 200 else status, reason, headers, more, body=body)
+
+
+def _tensors_of(value: Any) -> Buffer:
+    """The answer as packed tensors, for the surface that must not parse a large one (Open Inference Protocol)."""
+    try:
+        # A dictionary may hold bytes, which tensors can and JSON cannot be.
+        return answer_of(value, b"" if isinstance(value, dict) and "outputs" in value else body_of(value))
+    except (ValueError, TypeError) as error:
+        raise BadOutput(f"the answer is none of the Open Inference Protocol: {error}") from error
 
 
 def body_of(value: Any) -> Buffer:

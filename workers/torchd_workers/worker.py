@@ -25,6 +25,7 @@ from torchd_workers.loader import context_for, load_handler
 from torchd_workers.logs import LogForwarder
 from torchd_workers.metrics import Metrics
 from torchd_workers.streaming import ChunkSender
+from torchd_workers.torchserve.metric import send_by
 
 LOAD_FAILED = 1
 
@@ -36,12 +37,13 @@ class Worker:
         self._channel = channel
         self._incarnation = incarnation
         self._rank = rank
+        self._logs = LogForwarder(channel)
 
     def run(self) -> int:
         """Lives; gives the exit status. The end of the socket ends the process from the reader thread."""
         self._channel.start()
         self._channel.send(Hello(PROTOCOL_VERSION, self._incarnation, self._rank, os.getpid()))
-        _forward_logs(self._channel)
+        _forward_logs(self._logs)
         match self._channel.receive():
             case Load() as load:
                 return self._serve(load)
@@ -72,9 +74,11 @@ class Worker:
     def _load(self, load: Load, threads: ComputeThreads) -> Handler | None:
         self._channel.send(Progress(0, f"loading {load.handler}"))
         try:
-            context = context_for(load, Metrics(self._channel.send, load.model))
+            send_by(self._channel.send)
+            context = context_for(load, Metrics(self._channel.send, load.model, load.metrics_json))
+            self._logs.follow(context)
             context.send_chunk = ChunkSender(self._channel, load.max_response_bytes).send
-            return load_handler(load.handler, context, threads)
+            return load_handler(load.handler, context, threads, load.service_envelope)
         except BaseException as error:  # user code may raise anything, SystemExit too
             self._channel.send(load_failure_of(error, load.directory))
             return None
@@ -84,7 +88,7 @@ class Worker:
         return 0
 
 
-def _forward_logs(channel: Channel) -> None:
+def _forward_logs(forwarder: LogForwarder) -> None:
     root = logging.getLogger()
     root.setLevel(logging.INFO)
-    root.addHandler(LogForwarder(channel))
+    root.addHandler(forwarder)

@@ -24,11 +24,12 @@ def _quota(cgroup: Path) -> float:
 
     https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files; version 1 is asked where 2 says nothing.
     """
-    own = cgroup / _own_group()
+    own = cgroup / own_group()
     return min(_quota_v1(cgroup), *(_quota_v2(group) for group in (own, *own.parents) if group.is_relative_to(cgroup)))
 
 
-def _own_group() -> str:
+def own_group() -> str:
+    """This process's control group (v2), as a path below the root of all."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:

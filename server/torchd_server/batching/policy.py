@@ -47,6 +47,14 @@ class BatchPolicy:
         """Requests that may still be queued."""
         return max(0, self._limit - len(self._queue))
 
+    def resize(self, size: int, limit: int, wait: BatchWait) -> None:
+        """From now on batches have this size, the queue this limit, and waiting this rule."""
+        self._size = size
+        self._limit = limit
+        self._wait = wait
+        self._collecting_since = None
+        self._dispatch()
+
     def put(self, request: Request) -> None:
         """Queues a request; ask for `room` first."""
         request.queued(self)

@@ -17,6 +17,7 @@ company can be expected, and three observations say whether it can:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 LINGER_SHARE = 0.25
@@ -106,4 +107,5 @@ class AdaptiveWait:
         return min(max(oldest, self._opened) + self._delay, max(self._last_arrival, self._opened) + linger)
 
 
-WAITS: dict[str, type[FullWait] | type[AdaptiveWait]] = {"adaptive": AdaptiveWait, "full": FullWait}
+# Plug-ins may add to it (plugins.py).
+WAITS: dict[str, Callable[[float], BatchWait]] = {"adaptive": AdaptiveWait, "full": FullWait}

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import IO
 
+from torchd_server import service_manager
 from torchd_server.faults import fault
 from torchd_server.placement.base import Exit, WorkerSpec
 
@@ -31,10 +32,14 @@ Output = Callable[[str, str], None]
 class LocalPlacement:
     """Starts workers here."""
 
-    def __init__(self, environment: Mapping[str, str], allowed: str | None) -> None:
-        pattern = re.compile(allowed) if allowed is not None else None
+    def __init__(self, environment: Mapping[str, str], allowed: str | None, hidden: str = "") -> None:
+        """`allowed` and `hidden` are expressions that the names of variables match in full; None allows all."""
+        allow, hide = re.compile(".*" if allowed is None else allowed), re.compile(hidden)
         self._environment = {
-            name: value for name, value in environment.items() if pattern is None or pattern.fullmatch(name)
+            name: value
+            for name, value in environment.items()
+            if allow.fullmatch(name) and not (hidden and hide.fullmatch(name))
+            if name not in service_manager.VARIABLES
         }
 
     async def launch(self, spec: WorkerSpec, output: Output) -> LocalProcess:

@@ -11,7 +11,7 @@ import grpc
 from torchd_protos import management_pb2 as pb
 from torchd_protos.management_pb2_grpc import ManagementAPIsServiceServicer
 from torchd_server import errors
-from torchd_server.management import Management, ModelChange, RegisterModel
+from torchd_server.management import RECONFIGURABLE, Management, ModelChange, RegisterModel
 from torchd_server.model import VersionStatus
 from torchd_server.surfaces.status import abort
 from torchd_server.torchserve import words
@@ -61,10 +61,18 @@ class ManagementSurface(ManagementAPIsServiceServicer):
 
     @_answers_errors
     async def ScaleWorker(self, request: pb.ScaleWorkerRequest, context: Context) -> pb.ManagementResponse:
-        """Changes the number of workers."""
+        """Changes the number of workers, or the settings of a living model."""
+        name, version = _required(request.model_name), request.model_version
+        changes = {
+            setting: getattr(request, field) for field, setting in RECONFIGURABLE.items() if request.HasField(field)
+        }
+        if changes:
+            changed = self._management.reconfigure(name, version, changes)
+            if not request.HasField("min_worker") and not request.max_worker:
+                return _changed(words.reconfigured(changed, changes), changed)
         change = await self._management.scale(
-            _required(request.model_name),
-            request.model_version,
+            name,
+            version,
             request.min_worker if request.HasField("min_worker") else None,
             request.max_worker or None,
             request.synchronous,
@@ -74,11 +82,16 @@ class ManagementSurface(ManagementAPIsServiceServicer):
     @_answers_errors
     async def DescribeModel(self, request: pb.DescribeModelRequest, context: Context) -> pb.ManagementResponse:
         """Describes versions."""
-        if request.customized:
-            raise errors.NotSupported("customized descriptions are not there yet; leave `customized` out")
-        versions = self._management.describe(_required(request.model_name), request.model_version)
-        document = json.dumps(words.descriptions(versions), indent=2)
-        return pb.ManagementResponse(msg=document, models=[_description(version) for version in versions])
+        name, version = _required(request.model_name), request.model_version
+        versions = self._management.describe(name, version)
+        document = words.descriptions(versions)
+        models = [_description(version) for version in versions]
+        if request.customized and version != "all":
+            metadata = await self._management.customized(name, version)
+            if metadata is not None:
+                document[0]["customizedMetadata"] = metadata
+                models[0].customized_metadata = json.dumps(metadata)
+        return pb.ManagementResponse(msg=json.dumps(document, indent=2), models=models)
 
     @_answers_errors
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ManagementResponse:

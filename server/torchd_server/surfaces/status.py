@@ -38,9 +38,13 @@ class Row:
 
 
 def _no_worker_sentence(error: errors.NoWorker | errors.QueueFull) -> str:
+    asked_for = error.asked_for if isinstance(error, errors.NoWorker) else "inference"
+    sentence = f'Model "{error.model}" has no worker to serve {asked_for} request. '
+    sentence += "Please use scale workers API to add workers."
+    if asked_for == "describe":
+        return sentence
     return (
-        f'Model "{error.model}" has no worker to serve inference request. Please use scale workers API to add workers. '
-        "If this is a sequence inference, please check if it is closed, or expired; "
+        f"{sentence} If this is a sequence inference, please check if it is closed, or expired; "
         "or exceeds maxSequenceJobQueueSize"
     )
 
@@ -77,7 +81,7 @@ TABLE: dict[type[Exception], Row] = {
         lambda e: f"Requested method is not allowed, please refer to API document. ({e})",
     ),
     errors.Unauthorized: Row(_C.UNAUTHENTICATED, "BAD_TOKEN", 401, "Unauthorized"),
-    errors.InvalidKey: Row(_C.PERMISSION_DENIED, "INVALID_KEY", 400, "InvalidKeyException"),
+    errors.InvalidKey: Row(_C.PERMISSION_DENIED, "BAD_TOKEN", 400, "InvalidKeyException"),
     errors.WrongScope: Row(_C.PERMISSION_DENIED, "WRONG_SCOPE", 403, "Forbidden"),
     errors.TooManyWrongTokens: Row(_C.RESOURCE_EXHAUSTED, "TOO_MANY_WRONG_TOKENS", 429, "TooManyRequests"),
     errors.QueueFull: Row(

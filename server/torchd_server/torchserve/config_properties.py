@@ -1,249 +1,263 @@
-"""TorchServe's config.properties: Java's properties syntax, and what each key means for our settings."""
+"""Every key of TorchServe's config.properties: the setting it becomes, or why it means nothing here.
+
+The table is all there is: applying a file, `torchd check`, `torchd config show` and docs/configuration.md read it.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from torchd_server.settings import Address, ServerSettings, SettingInvalid
+from torchd_server.settings import ServerSettings, SettingInvalid
+from torchd_server.torchserve import properties_format
+from torchd_server.torchserve.property_values import (
+    Read,
+    decimal,
+    entries,
+    expression,
+    expressions,
+    http_address,
+    metrics_mode,
+    milliseconds,
+    models,
+    number,
+    number_or_none,
+    path,
+    read_value,
+    snapshot,
+    switch,
+    switched_off,
+    text,
+)
 
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f"}
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key. `setting` is the path of its setting ("" where it has none), `says` what it does or why it does nothing;
+    `variable` is the environment variable that holds above it. `fallback` is taken, with a warning, for a value that
+    will not do."""
+
+    name: str
+    says: str
+    setting: str = ""
+    read: Read | None = None
+    variable: str = ""
+    fallback: str | None = None
+
+    @property
+    def has_meaning(self) -> bool:
+        """Whether it changes anything here."""
+        return self.read is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A property and where it came from ("config.properties:7", "environment TS_JOB_QUEUE_SIZE", "--models")."""
+
+    key: str
+    value: str
+    origin: str
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The settings with a file's keys in them, and what the operator should know about the rest."""
+    """The settings with properties in them, the origin of each setting they gave, what an operator should know."""
 
     settings: ServerSettings
+    origins: dict[str, str]
     warnings: tuple[str, ...]
 
 
-def parse(text: str) -> dict[str, str]:
-    """Java's .properties syntax (java.util.Properties#load): continuations, escapes, `=`, `:` or blank as separator."""
-    found = {}
-    for line in _logical_lines(text):
-        match = re.match(r"((?:\\.|[^\\=:\s])*)\s*[=:]?\s*(.*)", line, re.DOTALL)
-        if match:
-            found[_unescape(match[1])] = _unescape(match[2])
-    return found
+def _key(name: str, setting: str, read: Read, says: str, *, env: bool | str = True, fallback: str | None = None) -> Key:
+    usual = f"TS_{name.removeprefix('ts_').upper()}" if env else ""
+    variable = env if isinstance(env, str) else usual
+    return Key(name, says, setting, read, variable, fallback)
 
 
-def _logical_lines(text: str) -> Iterator[str]:
-    line = ""
-    for physical in re.split(r"\r\n|\r|\n", text):
-        part = physical.lstrip(" \t\f")
-        if not line and (not part or part[0] in "#!"):
-            continue
-        line += part
-        if (len(line) - len(line.rstrip("\\"))) % 2:
-            line = line[:-1]
-            continue
-        yield line
-        line = ""
-    if line:
-        yield line
+def _nothing(name: str, why: str) -> Key:
+    return Key(name, why)
 
 
-def _unescape(text: str) -> str:
-    def character(match: re.Match[str]) -> str:
-        escaped = match[1]
-        return chr(int(escaped[1:], 16)) if len(escaped) == 5 else _ESCAPES.get(escaped, escaped)
+_NETTY = "there is no Netty: one event loop serves, and workers do the work"
+_JVM = "there is no JVM"
+_IPEX = "no effect; a model's model-config.yaml has workerThreads, and its handler may call ipex itself"
+_GRPC_AGE = "closes connections of this age, on both gRPC ports; in ms"
 
-    return re.sub(r"\\(u[0-9a-fA-F]{4}|.)", character, text, flags=re.DOTALL)
+KEYS: dict[str, Key] = {
+    key.name: key
+    for key in (
+        _key(
+            "inference_address", "listeners.inference", http_address(80, 443), "`http(s)://host[:port]`, `unix:/path`"
+        ),
+        _key("management_address", "listeners.management", http_address(8081, 8444), "the same"),
+        _key("metrics_address", "listeners.metrics", http_address(8082, 8445), "the same"),
+        _key("grpc_inference_address", "listeners.grpc_inference.host", text, "host of the gRPC inference port"),
+        _key("grpc_management_address", "listeners.grpc_management.host", text, "host of the gRPC management port"),
+        _key("grpc_inference_port", "listeners.grpc_inference.port", number, "gRPC inference port"),
+        _key("grpc_management_port", "listeners.grpc_management.port", number, "gRPC management port"),
+        _key("grpc_inference_max_connection_age_ms", "grpc_connection_age", milliseconds, _GRPC_AGE),
+        _key("grpc_management_max_connection_age_ms", "grpc_connection_age", milliseconds, _GRPC_AGE),
+        _key("grpc_inference_max_connection_age_grace_ms", "grpc_connection_grace", milliseconds, "then waits so long"),
+        _key(
+            "grpc_management_max_connection_age_grace_ms", "grpc_connection_grace", milliseconds, "then waits so long"
+        ),
+        _key("enable_grpc_ssl", "grpc_tls", switch, "TLS on both gRPC ports, with the two PEM files"),
+        _key("ts_open_inference_protocol", "open_inference", switch, "serves the Open Inference Protocol"),
+        _key("load_models", "models", entries, "`all`, or `file`, `name=file`, URL between commas; loaded at start"),
+        _key("model_store", "model_store", path, "folder with the archives"),
+        _key("workflow_store", "workflow_store", path, "folder with the workflows; the model store if not given"),
+        _key("models", "model_settings", models, "settings by model and version, as JSON", env=False),
+        _key(
+            "model_snapshot", "snapshot", snapshot, "the models to start with; load_models is not read then", env=False
+        ),
+        _key(
+            "default_workers_per_model",
+            "workers_at_start",
+            number_or_none,
+            "workers of each model loaded at start (0: one per GPU, else per core), and the default of initial_workers",
+        ),
+        _key("default_response_timeout", "model_defaults.response_timeout", number, "seconds a request may take"),
+        _key("default_startup_timeout", "model_defaults.startup_timeout", number, "seconds a worker may take to load"),
+        _key("unregister_model_timeout", "unregister_timeout", number, "seconds an unregister call may take"),
+        _key("job_queue_size", "model_defaults.job_queue_size", number, "requests that may wait, per model version"),
+        _key("number_of_gpu", "gpus", number, "GPUs to use at most"),
+        _key("max_request_size", "limits.request_bytes", number, "bytes of a request, REST and gRPC"),
+        _key("max_response_size", "limits.response_bytes", number, "bytes of an answer"),
+        _key(
+            "limit_max_image_pixels", "limit_image_pixels", switch, "false lets vision handlers open images of any size"
+        ),
+        _key("decode_input_request", "decode_input", switch, "false gives handlers bytes whatever the content type"),
+        _key("default_service_handler", "default_handler", text, "handler of archives that name none"),
+        _key("service_envelope", "service_envelope", text, "body, json, kserve or kservev2, around every handler"),
+        _key(
+            "install_py_dep_per_model",
+            "install_dependencies",
+            switch,
+            "installs an archive's requirements.txt into a folder of the model",
+        ),
+        _key(
+            "allowed_urls",
+            "allowed_urls",
+            expressions,
+            "expressions between commas that a URL must match; TS_ALLOWED_URLS needs use_env_allowed_urls",
+            env=False,
+        ),
+        _key("use_env_allowed_urls", "", switch, "true: TS_ALLOWED_URLS holds above allowed_urls", env=False),
+        _key(
+            "blacklist_env_vars", "hidden_environment", expression, "variables that match in full are kept from workers"
+        ),
+        _key("cors_allowed_origin", "cors.origin", text, "Access-Control-Allow-Origin"),
+        _key("cors_allowed_methods", "cors.methods", text, "Access-Control-Allow-Methods"),
+        _key("cors_allowed_headers", "cors.headers", text, "Access-Control-Allow-Headers"),
+        _key("keystore", "tls.keystore", path, "key and certificate of https addresses"),
+        _key("keystore_pass", "tls.keystore_password", text, "its password"),
+        _key("keystore_type", "tls.keystore_type", text, "PKCS12 or JKS"),
+        _key("private_key_file", "tls.private_key", path, "PEM key, PKCS1 or PKCS8"),
+        _key("certificate_file", "tls.certificate", path, "PEM certificate"),
+        _key("enable_metrics_api", "listeners.metrics_enabled", switch, "false opens no metrics port"),
+        _key("metrics_config", "torchserve_metrics.config", path, "a metrics.yaml"),
+        _key("metrics_mode", "torchserve_metrics.mode", metrics_mode, "log, prometheus or legacy", fallback="log"),
+        _key("model_metrics_auto_detect", "torchserve_metrics.auto_detect", switch, "keeps metrics metrics.yaml lacks"),
+        _key("disable_system_metrics", "torchserve_metrics.system", switched_off, "true measures no CPU, memory, disk"),
+        _key("metric_time_interval", "torchserve_metrics.interval_seconds", decimal, "seconds between them", env=False),
+        _key("disable_token_authorization", "tokens.enabled", switched_off, "true asks for no tokens"),
+        _key(
+            "token_expiration_min",
+            "tokens.lifetime_minutes",
+            decimal,
+            "minutes a token holds",
+            env="TS_TOKEN_EXPIRATION_TIME_MIN",
+        ),
+        _key("plugins", "plugins", entries, "installed plug-ins to load, by name, between commas", env=False),
+        _key("enable_model_api", "model_api", switch, "true lets clients register and unregister models"),
+        _key("ts_header_key_sequence_id", "sequence_headers.id", text, "header that names a sequence"),
+        _key("ts_header_key_sequence_start", "sequence_headers.start", text, "header that starts one"),
+        _key("ts_header_key_sequence_end", "sequence_headers.end", text, "header that ends one"),
+        _key(
+            "enable_envvars_config",
+            "",
+            switch,
+            "true: the TS_ variables of this table hold above everything",
+            env=False,
+        ),
+        _nothing("number_of_netty_threads", _NETTY),
+        _nothing("netty_client_threads", _NETTY),
+        _nothing("use_native_io", _NETTY),
+        _nothing("io_ratio", _NETTY),
+        _nothing("vmargs", _JVM),
+        _nothing("prefer_direct_buffer", _JVM),
+        _nothing("async_logging", "the log never blocks a request"),
+        _nothing("initial_worker_port", "workers have socketpairs and no ports"),
+        _nothing("initial_distribution_port", "ranks of one worker meet at a port that is free"),
+        _nothing("cpu_launcher_enable", _IPEX),
+        _nothing("cpu_launcher_args", _IPEX),
+        _nothing("ipex_enable", _IPEX),
+        _nothing("ipex_gpu_enable", _IPEX),
+        _nothing("cpp_log_config", "there is no C++ backend"),
+        _nothing(
+            "plugins_path", "Java plugins cannot be loaded; Python entry points torchd.endpoints, torchd.auth can"
+        ),
+        _nothing("model_server_home", "the server finds its own files"),
+        _nothing("system_metrics_cmd", "no process is started: psutil reads them"),
+        _nothing("debug", "workers start as always; `torchd run FILE` runs a handler under your debugger"),
+        # What TorchServe writes into its snapshots about itself.
+        _nothing("version", "TorchServe's own, in its snapshots"),
+        _nothing("tsConfigFile", "TorchServe's own, in its snapshots"),
+        _nothing("python", "workers run under this server's interpreter"),
+    )
+}
+# Written by TorchServe or by us and never by a person: nobody needs to be told.
+UNMENTIONED = frozenset({"version", "tsConfigFile", "python", "torchd_snapshot_generation"})
 
 
-def apply(settings: ServerSettings, path: Path) -> Applied:
-    """`settings` with what the file says; raises SettingInvalid for a value that will not do, OSError for no file."""
-    warnings = []
-    # Java reads the file as Latin-1; anything else is written as \\uXXXX.
-    for key, value in parse(path.read_text(encoding="latin-1")).items():
-        apply_key = KEYS.get(key)
-        if apply_key is not None:
-            settings = _applied(apply_key, settings, key, value.strip())
-        elif key in _WITHOUT_MEANING:
-            warnings.append(f"{path}: {key} has no meaning here ({_WITHOUT_MEANING[key]})")
-        elif key in _NOT_YET:
-            warnings.append(f"{path}: {key} is TorchServe's and does nothing here yet")
+def apply(settings: ServerSettings, given: Iterable[Given]) -> Applied:
+    """`settings` with the properties, the last of a key holds; raises SettingInvalid for one that will not do."""
+    origins: dict[str, str] = {}
+    warnings: list[str] = []
+    for prop in {prop.key: prop for prop in given}.values():
+        key = KEYS.get(prop.key)
+        if key is None:
+            if prop.key not in UNMENTIONED:
+                warnings.append(f"{prop.origin}: key {prop.key} is not known and was ignored")
+        elif key.read is None:
+            if prop.key not in UNMENTIONED:
+                warnings.append(f"{prop.origin}: {prop.key} has no meaning here ({key.says})")
         else:
-            warnings.append(f"{path}: key {key} is not known and was ignored")
-    return Applied(settings, tuple(warnings))
+            value, warning = _value(key, prop)
+            warnings += warning
+            if key.setting:
+                settings = _put(settings, key, prop, value)
+                origins[key.setting] = prop.origin
+    return Applied(settings, origins, tuple(warnings))
 
 
-def _applied(apply_key: Apply, settings: ServerSettings, key: str, value: str) -> ServerSettings:
+def read_file(file: Path) -> list[Given]:
+    """The properties of a file, each with its line; raises OSError."""
+    lines = properties_format.read(file.read_text(encoding=properties_format.ENCODING))
+    return [Given(prop.key, prop.value.strip(), f"{file}:{prop.line}") for prop in lines]
+
+
+def _value(key: Key, prop: Given) -> tuple[Any, list[str]]:
+    read = key.read or text
     try:
-        return apply_key(settings, key, value)
+        return read_value(prop.key, prop.value, read), []
     except SettingInvalid as error:
-        if error.key == key:
-            raise
-        raise SettingInvalid(key, value, error.expected) from error
+        if key.fallback is None:
+            raise SettingInvalid(f"{prop.origin}: {prop.key}", prop.value, error.expected) from error
+        return read(key.fallback), [f"{prop.origin}: {error}; {key.fallback} is taken"]
 
 
-Apply = Callable[[ServerSettings, str, str], ServerSettings]
+def _put(settings: ServerSettings, key: Key, prop: Given, value: Any) -> ServerSettings:
+    """`settings` with one value at the path of its key."""
+    try:
+        changed: ServerSettings = _replaced(settings, key.setting.split("."), value)
+    except SettingInvalid as error:
+        raise SettingInvalid(f"{prop.origin}: {prop.key}", prop.value, error.expected) from error
+    return changed
 
 
-def _http_address(name: str) -> Apply:
-    def apply_address(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-        try:
-            parts = urlsplit(value)
-            host, port = parts.hostname, parts.port
-        except ValueError as error:
-            raise SettingInvalid(key, value, "http://host:port") from error
-        if parts.scheme == "unix" and parts.path:
-            return _listen(settings, name, Address("", 0, unix=Path(parts.path)))
-        if parts.scheme not in ("http", "https") or not host:
-            raise SettingInvalid(key, value, "http://host:port")
-        tls = parts.scheme == "https"
-        return _listen(settings, name, Address(host, port or (443 if tls else 80), tls))
-
-    return apply_address
-
-
-def _grpc_host(name: str) -> Apply:
-    def apply_host(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-        return _listen(settings, name, replace(getattr(settings.listeners, name), host=value))
-
-    return apply_host
-
-
-def _grpc_port(name: str) -> Apply:
-    def apply_port(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-        return _listen(settings, name, replace(getattr(settings.listeners, name), port=_number(key, value)))
-
-    return apply_port
-
-
-def _listen(settings: ServerSettings, name: str, address: Address) -> ServerSettings:
-    return replace(settings, listeners=settings.listeners.at(name, address))
-
-
-def _default(name: str) -> Apply:
-    def apply_default(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-        given: dict[str, Any] = {name: _number(key, value)}
-        return replace(settings, model_defaults=replace(settings.model_defaults, **given))
-
-    return apply_default
-
-
-def _limit(name: str) -> Apply:
-    def apply_limit(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-        given: dict[str, Any] = {name: _number(key, value)}
-        return replace(settings, limits=replace(settings.limits, **given))
-
-    return apply_limit
-
-
-def _switch(name: str) -> Apply:
-    def apply_switch(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-        given: dict[str, Any] = {name: _boolean(key, value)}
-        return replace(settings, **given)
-
-    return apply_switch
-
-
-def _model_store(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-    return replace(settings, model_store=Path(value))
-
-
-def _load_models(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-    return replace(settings, models=tuple(entry.strip() for entry in value.split(",") if entry.strip()))
-
-
-def _metrics_enabled(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-    return replace(settings, listeners=replace(settings.listeners, metrics_enabled=_boolean(key, value)))
-
-
-def _workers_at_start(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-    return replace(settings, workers_at_start=_number(key, value) or None)
-
-
-def _tokens_off(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-    return replace(settings, tokens=replace(settings.tokens, enabled=not _boolean(key, value)))
-
-
-def _token_lifetime(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-    return replace(settings, tokens=replace(settings.tokens, lifetime_minutes=float(value)))
-
-
-def _tls_file(name: str) -> Apply:
-    def apply_file(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-        given: dict[str, Any] = {name: Path(value)}
-        return replace(settings, tls=replace(settings.tls, **given))
-
-    return apply_file
-
-
-def _cors(name: str) -> Apply:
-    def apply_cors(settings: ServerSettings, key: str, value: str) -> ServerSettings:
-        given: dict[str, Any] = {name: value}
-        return replace(settings, cors=replace(settings.cors, **given))
-
-    return apply_cors
-
-
-def _number(key: str, value: str) -> int:
-    if not re.fullmatch(r"\d{1,18}", value, re.ASCII):
-        raise SettingInvalid(key, value, "a whole number")
-    return int(value)
-
-
-def _boolean(key: str, value: str) -> bool:
-    if value.lower() not in ("true", "false"):
-        raise SettingInvalid(key, value, "true or false")
-    return value.lower() == "true"
-
-
-KEYS: dict[str, Apply] = {
-    "inference_address": _http_address("inference"),
-    "management_address": _http_address("management"),
-    "metrics_address": _http_address("metrics"),
-    "grpc_inference_address": _grpc_host("grpc_inference"),
-    "grpc_management_address": _grpc_host("grpc_management"),
-    "grpc_inference_port": _grpc_port("grpc_inference"),
-    "grpc_management_port": _grpc_port("grpc_management"),
-    "model_store": _model_store,
-    "load_models": _load_models,
-    "default_workers_per_model": _workers_at_start,
-    "default_response_timeout": _default("response_timeout"),
-    "default_startup_timeout": _default("startup_timeout"),
-    "job_queue_size": _default("job_queue_size"),
-    "max_request_size": _limit("request_bytes"),
-    "max_response_size": _limit("response_bytes"),
-    "decode_input_request": _switch("decode_input"),
-    "limit_max_image_pixels": _switch("limit_image_pixels"),
-    "enable_model_api": _switch("model_api"),
-    "enable_metrics_api": _metrics_enabled,
-    "disable_token_authorization": _tokens_off,
-    "token_expiration_min": _token_lifetime,
-    "certificate_file": _tls_file("certificate"),
-    "private_key_file": _tls_file("private_key"),
-    "keystore": _tls_file("keystore"),
-    "enable_grpc_ssl": _switch("grpc_tls"),
-    "cors_allowed_origin": _cors("origin"),
-    "cors_allowed_methods": _cors("methods"),
-    "cors_allowed_headers": _cors("headers"),
-}
-_WITHOUT_MEANING = {
-    "number_of_netty_threads": "there is no Netty",
-    "netty_client_threads": "there is no Netty",
-    "vmargs": "there is no JVM",
-    "prefer_direct_buffer": "there is no JVM",
-    "async_logging": "the log never blocks",
-    "use_native_io": "there is no Netty",
-    "io_ratio": "there is no Netty",
-    "initial_worker_port": "workers use no ports",
-}
-_NOT_YET = frozenset(
-    """allowed_urls blacklist_env_vars cpp_log_config cpu_launcher_args cpu_launcher_enable debug
-    default_service_handler disable_system_metrics enable_envvars_config grpc_inference_max_connection_age_grace_ms
-    grpc_inference_max_connection_age_ms grpc_management_max_connection_age_grace_ms
-    grpc_management_max_connection_age_ms initial_distribution_port install_py_dep_per_model ipex_enable
-    ipex_gpu_enable keystore_pass keystore_type metric_time_interval metrics_config metrics_mode
-    model_metrics_auto_detect model_server_home model_snapshot models number_of_gpu plugins_path
-    service_envelope system_metrics_cmd ts_header_key_sequence_end ts_header_key_sequence_id
-    ts_header_key_sequence_start ts_open_inference_protocol unregister_model_timeout use_env_allowed_urls
-    workflow_store""".split()  # noqa: SIM905 - forty strings in quotes would be harder to read
-)
+def _replaced(owner: Any, names: list[str], value: Any) -> Any:
+    name, *rest = names
+    return replace(owner, **{name: _replaced(getattr(owner, name), rest, value) if rest else value})

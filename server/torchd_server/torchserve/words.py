@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torchd_server.management import ModelChange, ModelPage
@@ -26,8 +26,17 @@ def scaled(change: ModelChange) -> str:
     """The sentence of a scaled model."""
     if not change.done:
         return PROCESSING
+    if change.ready < change.wanted:
+        return "Workers scaling in progress..."
     version = f", version: {change.version}" if change.version_was_given else ""
     return f"Workers scaled to {change.wanted} for model: {change.model}{version}"
+
+
+def reconfigured(change: ModelChange, changes: Mapping[str, Any]) -> str:
+    """The sentence of changed settings; TorchServe has none."""
+    version = f", version: {change.version}" if change.version_was_given else ""
+    told = ", ".join(f"{name}={value}" for name, value in changes.items())
+    return f"Settings changed for model: {change.model}{version}: {told}"
 
 
 def default_set(change: ModelChange) -> str:

@@ -1,4 +1,4 @@
-"""BaseHandler, which handlers derive from: loads eager, TorchScript or safetensors models and runs tensors."""
+"""BaseHandler, which handlers derive from: loads a model of any kind torchd knows and runs tensors through it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,22 @@ import torch
 
 from torchd_workers.classes import classes_in
 from torchd_workers.context import Context
+from torchd_workers.handlers.devices import device_for
 from torchd_workers.handlers.labels import load_label_mapping
+from torchd_workers.handlers.profiling import is_profiler_enabled, profiler_for
+from torchd_workers.handlers.programs import is_onnx_session, load_compiled, load_onnx, run_onnx
 from torchd_workers.handlers.pt2 import compile_arguments
+from torchd_workers.handlers.rows import BadInput, NotOneBatch, payload_of
+from torchd_workers.handlers.timer import timed
 
 logger = logging.getLogger(__name__)
 
 
 class BaseHandler:
     """TorchServe's base class for handlers: initialize once, then preprocess, inference, postprocess for each batch."""
+
+    # A handler that takes one request at a time says False; the requests of a batch then come one after another.
+    takes_batches = True
 
     def __init__(self) -> None:
         self.model: Any = None
@@ -43,7 +51,7 @@ class BaseHandler:
         self.context = context
         self.manifest = context.manifest or {}
         self.model_yaml_config = context.model_yaml_config
-        self.device = _device_of(context)
+        self.device = device_for(context.system_properties.get("gpu_id"))
         self.map_location = self.device.type
         files = self.manifest.get("model", {})
         model_dir = context.system_properties["model_dir"]
@@ -54,17 +62,22 @@ class BaseHandler:
         self.mapping = load_label_mapping(os.path.join(model_dir, "index_to_name.json"))
         self.initialized = True
 
+    @timed
     def preprocess(self, data: Any) -> Any:
         """The batch as one tensor. Rows give their "data" or "body", as JSON if it came as bytes."""
         if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
             data = [_tensor_like(row) for row in data]
         return torch.as_tensor(data, device=self.device)
 
+    @timed
     def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
         """The model's output for a tensor."""
+        if is_onnx_session(self.model):
+            return run_onnx(self.model, data)
         with torch.inference_mode():
             return self.model(data.to(self.device), *args, **kwargs)
 
+    @timed
     def postprocess(self, data: Any) -> list[Any]:
         """One answer per request from the model's output."""
         answers: list[Any] = data.tolist()
@@ -76,14 +89,73 @@ class BaseHandler:
         self.context = context
         if self._is_describe():
             output: Any = [self.describe_handle() for _ in data]
+        elif len(data) > 1 and not self._can_share(len(data)):
+            output = self._one_by_one(data)
         else:
-            prepared = self.preprocess(data)
-            explain = self._is_explain()
-            output = self.explain_handle(prepared, data) if explain else self.postprocess(self.inference(prepared))
+            output = self._together(data)
         milliseconds = round((time.perf_counter() - started) * 1000, 2)
         if context.metrics is not None:
             context.metrics.add_time("HandlerTime", milliseconds, None, "ms")
         return output
+
+    def _can_share(self, size: int) -> bool:
+        """Whether the requests of a batch may share one call: an explanation is of one request, about its target."""
+        if not self.takes_batches:
+            return False
+        # Behind an envelope rows are no requests, and it has seen to explanations.
+        return self._requests() != size or not any(self._is_explain(row) for row in range(size))
+
+    def _requests(self) -> int:
+        """How many requests the batch has, each a row of its own; 0 where rows are no requests."""
+        context = self.context
+        return 0 if getattr(context, "enveloped", False) else len(getattr(context, "request_processor", ()))
+
+    def _together(self, data: Any) -> Any:
+        try:
+            return self._answers(data, 0)
+        except (BadInput, NotOneBatch):
+            if len(data) == 1:
+                raise
+            return self._one_by_one(data)
+
+    def _one_by_one(self, data: Any) -> list[Any]:
+        return [answer for row in range(len(data)) for answer in self._answer_alone(data, row)]
+
+    def _answer_alone(self, data: Any, row: int) -> Any:
+        try:
+            return self._answers([data[row]], row)
+        except BadInput as error:
+            running = getattr(self.context, "running", ())
+            if not self._requests() == len(running) == len(data):
+                raise
+            running[row].failure = error
+            return [None]
+
+    def _answers(self, data: Any, first: int) -> Any:
+        """The answers to requests that share a call, the first of them at this place in the batch."""
+        explain = self._is_explain(first if first < self._requests() else 0)
+        if is_profiler_enabled():
+            return self._infer_with_profiler(data, explain)[0]
+        prepared = self.preprocess(data)
+        return self.explain_handle(prepared, data) if explain else self.postprocess(self.inference(prepared))
+
+    def _infer_with_profiler(self, data: Any, explain: bool | None = None) -> tuple[Any, Any]:
+        """The answers, and the profile of the steps that made them."""
+        explain = self._is_explain() if explain is None else explain
+        manifest = self.manifest or (self.context.manifest if self.context is not None else None) or {}
+        with profiler_for(self.profiler_args, manifest.get("model", {}).get("modelName", "")) as profiler:
+            with torch.profiler.record_function("preprocess"):
+                prepared = self.preprocess(data)
+            if explain:
+                with torch.profiler.record_function("explain"):
+                    output = self.explain_handle(prepared, data)
+            else:
+                with torch.profiler.record_function("inference"):
+                    scores = self.inference(prepared)
+                with torch.profiler.record_function("postprocess"):
+                    output = self.postprocess(scores)
+        logger.info("%s", profiler.key_averages().table(sort_by="cpu_time_total", row_limit=10))
+        return output, profiler
 
     def explain_handle(self, data_preprocess: Any, raw_data: Any) -> Any:
         """Explanations by the handler's own `get_insights`, for the first row's input and `target`."""
@@ -109,8 +181,8 @@ class BaseHandler:
         """The device the model is on."""
         return self.device
 
-    def _is_explain(self) -> bool:
-        self.explain = self.context is not None and self.context.get_request_header(0, "explain") == "True"
+    def _is_explain(self, row: int = 0) -> bool:
+        self.explain = self.context is not None and self.context.get_request_header(row, "explain") == "True"
         return self.explain
 
     def _is_describe(self) -> bool:
@@ -125,8 +197,19 @@ class BaseHandler:
         elif path is not None and path.endswith(".pt"):
             model = self._load_torchscript_model(path)
         else:
-            raise _no_weights(path)
+            return self._load_program(path)
         return model.to(self.device).eval()
+
+    def _load_program(self, path: str | None) -> Any:
+        device = self.device or torch.device("cpu")
+        if path is None:
+            raise RuntimeError("no model to load: the manifest names neither a modelFile nor a serializedFile")
+        if path.endswith(".onnx"):
+            return load_onnx(path, device)
+        if path.endswith((".so", ".pt2")):
+            return load_compiled(path, device)
+        name = os.path.basename(path)
+        raise RuntimeError(f"No model weights could be loaded: {name} needs --model-file with the class it belongs to")
 
     def _load_pickled_model(self, model_dir: str, model_file: str, model_pt_path: str | None) -> Any:
         """An eager model: the one class in the model file, with the weights of the serialized file if there is one."""
@@ -178,15 +261,14 @@ class BaseHandler:
             logger.warning("torch.compile(%s) failed; the model runs uncompiled", arguments, exc_info=True)
 
 
-def _device_of(context: Context) -> torch.device:
-    gpu = context.system_properties.get("gpu_id")
-    return torch.device(f"cuda:{gpu}" if gpu is not None and torch.cuda.is_available() else "cpu")
-
-
 def _tensor_like(row: dict[str, Any]) -> Any:
-    value = row.get("data")
-    value = row.get("body") if value is None else value
-    return json.loads(value) if isinstance(value, bytes | bytearray | str) else value
+    value = payload_of(row)
+    if not isinstance(value, bytes | bytearray | str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"the request's body is no JSON: {error}") from error
 
 
 def _is_torchscript(path: str) -> bool:
@@ -195,14 +277,3 @@ def _is_torchscript(path: str) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _no_weights(path: str | None) -> Exception:
-    if path is None:
-        return RuntimeError("no model to load: the manifest names neither a modelFile nor a serializedFile")
-    name = os.path.basename(path)
-    kinds = {".onnx": "ONNX models", ".so": "AOTInductor libraries", ".pt2": "exported programs"}
-    kind = kinds.get(os.path.splitext(name)[1])
-    if kind is not None:
-        return NotImplementedError(f"{name}: BaseHandler loads no {kind}; load it in a handler of your own")
-    return RuntimeError(f"No model weights could be loaded: {name} needs --model-file with the class it belongs to")

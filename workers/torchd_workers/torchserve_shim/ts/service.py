@@ -1,5 +1,6 @@
 """TorchServe: ts/service.py."""
 
 from torchd_workers.failures import PredictionException
+from torchd_workers.torchserve.service import Service
 
-__all__ = ["PredictionException"]
+__all__ = ["PredictionException", "Service"]

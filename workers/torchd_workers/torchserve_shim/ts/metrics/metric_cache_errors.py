@@ -1,5 +1,19 @@
 """TorchServe: ts/metrics/metric_cache_errors.py."""
 
-from torchd_workers.metrics import MetricsCacheKeyError
+from torchd_workers.torchserve.metric_errors import (
+    GeneralMetricsCacheError,
+    MetricsCacheIOError,
+    MetricsCacheKeyError,
+    MetricsCachePyYamlError,
+    MetricsCacheTypeError,
+    MetricsCacheValueError,
+)
 
-__all__ = ["MetricsCacheKeyError"]
+__all__ = [
+    "GeneralMetricsCacheError",
+    "MetricsCacheIOError",
+    "MetricsCacheKeyError",
+    "MetricsCachePyYamlError",
+    "MetricsCacheTypeError",
+    "MetricsCacheValueError",
+]

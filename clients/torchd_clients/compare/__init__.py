@@ -1,0 +1,1 @@
+"""`torchd compare`: the same requests to two servers, and where their answers differ."""

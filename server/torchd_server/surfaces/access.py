@@ -1,0 +1,88 @@
+"""Tells who listens of every answer: around a REST port, and around every gRPC method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from inspect import isasyncgenfunction, iscoroutinefunction
+from typing import Any, TypeAlias
+
+import grpc
+
+from torchd_server.surfaces.rest.http1 import Handle, HttpResponse
+from torchd_server.surfaces.rest.http1_reader import HttpRequest
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+# peer, method, target, HTTP version, status, seconds
+HttpAnswered = Callable[[str, str, str, str, int, float], None]
+# peer, method, number of the status, seconds
+GrpcAnswered = Callable[[str, str, int, float], None]
+
+
+def observed(handle: Handle, answered: HttpAnswered) -> Handle:
+    """`handle`, whose answers are told of when they begin."""
+
+    async def call(request: HttpRequest) -> HttpResponse:
+        started = time.monotonic()
+        response = await handle(request)
+        seconds = time.monotonic() - started
+        answered(request.peer, request.method, request.target, request.version, response.status, seconds)
+        return response
+
+    return call
+
+
+class AccessInterceptor(grpc.aio.ServerInterceptor):
+    """Tells of every call when it has ended."""
+
+    def __init__(self, answered: GrpcAnswered) -> None:
+        self._answered = answered
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """The method's handler, with the telling around it."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = str(handler_call_details.method)
+        kinds = (
+            (handler.unary_unary, grpc.unary_unary_rpc_method_handler, self._one),
+            (handler.unary_stream, grpc.unary_stream_rpc_method_handler, self._many),
+            (handler.stream_unary, grpc.stream_unary_rpc_method_handler, self._one),
+            (handler.stream_stream, grpc.stream_stream_rpc_method_handler, self._many),
+        )
+        for behaviour, make, around in kinds:
+            if iscoroutinefunction(behaviour) or isasyncgenfunction(behaviour):
+                return make(around(method, behaviour), handler.request_deserializer, handler.response_serializer)
+        return handler
+
+    def _one(self, method: str, behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            started = time.monotonic()
+            try:
+                return await behaviour(request, context)
+            finally:
+                self._tell(method, context, started)
+
+        return call
+
+    def _many(self, method: str, behaviour: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> Any:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            started = time.monotonic()
+            try:
+                async with aclosing(behaviour(request, context)) as messages:
+                    async for message in messages:
+                        yield message
+            finally:
+                self._tell(method, context, started)
+
+        return call
+
+    def _tell(self, method: str, context: Context, started: float) -> None:
+        code = context.code()
+        number = code.value[0] if isinstance(code, grpc.StatusCode) else int(code or 0)
+        self._answered(str(context.peer()), method, number, time.monotonic() - started)

@@ -1,0 +1,174 @@
+"""The endpoints that run a handler on whatever was sent: `/predictions` and TorchServe's other doors to the same."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from torchd_protos.frames import Call, Header, Part, Reply
+from torchd_server import errors
+from torchd_server.inference import Inference
+from torchd_server.surfaces.auth import Access
+from torchd_server.surfaces.rest.answers import answer, document, error_answer
+from torchd_server.surfaces.rest.bodies import BodyInvalid, BodyLimits, parts_of
+from torchd_server.surfaces.rest.deadlines import timeout_ms
+from torchd_server.surfaces.rest.http1 import HttpResponse
+from torchd_server.surfaces.rest.http1_reader import HttpRequest
+from torchd_server.surfaces.rest.openapi import description
+from torchd_server.surfaces.rest.router import ANY, Action, Endpoint, Variables, query_of
+
+TAKES = ("*/*", "multipart/form-data", "application/x-www-form-urlencoded")
+LIMITS = BodyLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """One of TorchServe's ways to a handler: whether it explains, and whether the query reaches the handler."""
+
+    explain: bool = False
+    with_query: bool = False
+
+
+def prediction_endpoints(inference: Inference) -> list[Endpoint]:
+    """Every path that leads to a handler."""
+
+    def door(explain: bool = False, with_query: bool = False) -> Action:
+        kind = Door(explain, with_query)
+
+        async def action(request: HttpRequest, variables: Variables) -> HttpResponse:
+            return await _predict(inference, request, variables, kind)
+
+        return action
+
+    def row(template: str, action: Action, operation: str, summary: str) -> Endpoint:
+        return Endpoint(ANY, template, Access.INFERENCE, action, operation, summary, takes=TAKES, gives="")
+
+    async def invoke_any(request: HttpRequest, variables: Variables) -> HttpResponse:
+        model = dict(query_of(request)).get("model_name") or inference.only_startup_model()
+        return await _predict(inference, request, {"model_name": model or _named_in_form(request)}, Door(False, True))
+
+    async def of_model(request: HttpRequest, variables: Variables) -> HttpResponse:
+        inference.check_model(variables["model_name"], variables.get("model_version", ""))
+        values = {name: value for name, value in variables.items() if value}
+        return document(200, description([row for row in rows if row.template in (one, versioned)], values))
+
+    one, versioned = "/predictions/{model_name}", "/predictions/{model_name}/{model_version}"
+    rows = [
+        row(one, door(), "predictions", "Runs the default version of a model."),
+        row(versioned, door(), "version_predictions", "Runs one version of a model."),
+        row(
+            f"{versioned}/{{url_path=**}}",
+            door(),
+            "path_predictions",
+            "Runs one version of a model; what follows reaches the handler as request header `url_path`.",
+        ),
+        row("/explanations/{model_name}", door(True), "explanations", "Explains by the default version of a model."),
+        row(
+            "/explanations/{model_name}/{model_version}",
+            door(True),
+            "version_explanations",
+            "Explains by one version of a model.",
+        ),
+        row(
+            "/explanations/{model_name}/{model_version}/{url_path=**}",
+            door(True),
+            "path_explanations",
+            "Explains by one version of a model; what follows reaches the handler as request header `url_path`.",
+        ),
+        row(
+            "/invocations",
+            invoke_any,
+            "invocations",
+            "Runs the model that the query or the form names as `model_name`, else the only one loaded at start.",
+        ),
+        row("/models/{model_name}/invoke", door(False, True), "invoke", "Runs the default version of a model."),
+        row("/{model_name}/predict", door(False, True), "predict", "Runs the default version of a model."),
+        row(
+            "/{model_name}/{model_version}/predict",
+            door(False, True),
+            "version_predict",
+            "Runs one version of a model.",
+        ),
+        row("/v1/models/{model_name}:predict", door(), "kserve_v1_predict", "KServe's first protocol: runs a model."),
+        row("/v1/models/{model_name}:explain", door(True), "kserve_v1_explain", "KServe's first protocol: explains."),
+    ]
+    described = "A model's description as an OpenAPI document."
+    return [
+        *rows,
+        Endpoint(("OPTIONS",), one, Access.INFERENCE, of_model, "describe_predictions", described),
+        Endpoint(("OPTIONS",), versioned, Access.INFERENCE, of_model, "describe_version_predictions", described),
+    ]
+
+
+async def _predict(inference: Inference, request: HttpRequest, variables: Variables, door: Door) -> HttpResponse:
+    request_id = str(uuid.uuid4())
+    try:
+        parts = form_parts(request)
+        if door.with_query:
+            parts = [*(Part(name, "", value.encode()) for name, value in query_of(request)), *parts]
+        return await run(inference, call_of(request, variables, parts, request_id, door.explain))
+    except Exception as error:
+        return error_answer(error, request_id)
+
+
+async def run(inference: Inference, call: Call) -> HttpResponse:
+    """The handler's answer: in one piece, or as it comes where the handler streams."""
+    replies = inference.stream(call)
+    first = await anext(replies)  # a request always ends in a reply or an error
+    if first.more:
+        return answer(
+            first.status or 200, _chunks(first, replies), _stream_headers(first), call.request_id, first.reason
+        )
+    await replies.aclose()
+    return answer(first.status or 200, bytes(first.body), headers_of(first), call.request_id, first.reason)
+
+
+def call_of(request: HttpRequest, variables: Variables, parts: list[Part], request_id: str, explain: bool) -> Call:
+    """The call a request makes; TorchServe's headers for handlers stand behind the client's own."""
+    headers = [Header(name, value) for name, value in request.headers]
+    headers += [Header("url_path", variables.get("url_path", "")), Header("explain", str(explain))]
+    return Call(
+        model=variables["model_name"],
+        version=variables.get("model_version", ""),
+        request_id=request_id,
+        headers=headers,
+        parts=parts,
+        timeout_ms=timeout_ms(request),
+    )
+
+
+def form_parts(request: HttpRequest) -> list[Part]:
+    """The parts of a body; one that is not what it says is BadRequest."""
+    try:
+        return [Part(*part) for part in parts_of(request.header("content-type"), request.body, LIMITS)]
+    except BodyInvalid as error:
+        raise errors.BadRequest(str(error)) from error
+
+
+def headers_of(reply: Reply) -> tuple[tuple[str, str], ...]:
+    """The headers a handler set."""
+    return tuple((header.name, header.value) for header in reply.headers)
+
+
+def _named_in_form(request: HttpRequest) -> str:
+    named: Sequence[str] = [
+        bytes(part.body).decode("utf-8", "replace") for part in form_parts(request) if part.name == "model_name"
+    ]
+    if not named:
+        raise errors.BadRequest("Parameter model_name is required.")
+    return named[-1]
+
+
+def _stream_headers(first: Reply) -> tuple[tuple[str, str], ...]:
+    headers = headers_of(first)
+    return headers if any(name == "ts_stream_next" for name, _ in headers) else (*headers, ("ts_stream_next", "true"))
+
+
+async def _chunks(first: Reply, replies: AsyncGenerator[Reply, None]) -> AsyncIterator[bytes]:
+    try:
+        yield bytes(first.body)
+        async for reply in replies:
+            yield bytes(reply.body)
+    finally:
+        await replies.aclose()

@@ -1,0 +1,173 @@
+"""Which path is which endpoint: every endpoint says whom it lets in, and what no endpoint serves does not exist."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote
+
+from torchd_server import errors
+from torchd_server.surfaces.auth import Access, Guard, OpenDoor
+from torchd_server.surfaces.rest.answers import NOT_ALLOWED, NOT_FOUND, answers_errors, refusal
+from torchd_server.surfaces.rest.http1 import Handle, HttpResponse
+from torchd_server.surfaces.rest.http1_reader import HttpRequest
+
+PARAMETERS_AT_MOST = 100
+# What TorchServe means by "any method": OPTIONS asks for a description instead.
+ANY = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "TRACE")
+
+Variables = Mapping[str, str]
+Action = Callable[[HttpRequest, Variables], Awaitable[HttpResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One query parameter, for the description: `type` is JSON schema's."""
+
+    name: str
+    type: str
+    summary: str
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One row of a port. `template` has `{name}` for a segment, `{name=**}` for all that are left, also none.
+
+    A segment may end in a word of its own (`{model_name}:predict`). `operation` names it in the description.
+    """
+
+    methods: tuple[str, ...]
+    template: str
+    access: Access
+    action: Action
+    operation: str
+    summary: str
+    parameters: tuple[Parameter, ...] = ()
+    # Media types of a request body, for the description; empty for an endpoint that reads none.
+    takes: tuple[str, ...] = ()
+    # Media type of the answer; "" where the handler chooses.
+    gives: str = "application/json"
+
+    def __post_init__(self) -> None:
+        """An endpoint without a say about who may call it cannot exist."""
+        if not isinstance(self.access, Access):
+            raise TypeError(f"endpoint {self.template} needs an Access, not {self.access!r}")
+        if not self.methods or not self.template.startswith("/"):
+            raise ValueError(f"endpoint {self.template!r} needs at least one method, and a path that begins with '/'")
+
+
+def segments(path: str) -> list[str]:
+    """The path's parts, decoded one by one; trailing empty ones do not count, as in TorchServe."""
+    parts = path.split("/")[1:]
+    while parts and not parts[-1]:
+        parts.pop()
+    return [unquote(part) if "%" in part else part for part in parts]
+
+
+def query_of(request: HttpRequest) -> list[tuple[str, str]]:
+    """The parameters of the query, in order; too many of them are BadRequest."""
+    if not request.query:
+        return []
+    try:
+        return parse_qsl(request.query, keep_blank_values=True, max_num_fields=PARAMETERS_AT_MOST)
+    except ValueError as error:
+        raise errors.BadRequest(f"the query has more than {PARAMETERS_AT_MOST} parameters") from error
+
+
+class _Segment:
+    """One part of a template: a word, or a variable with an optional word behind it."""
+
+    __slots__ = ("name", "word")
+
+    def __init__(self, text: str) -> None:
+        match = re.fullmatch(r"\{(\w+)\}(.*)", text)
+        self.name = match[1] if match else ""
+        self.word = match[2] if match else text
+
+
+class _Route:
+    """A template taken apart once, and the endpoints that share it."""
+
+    def __init__(self, template: str) -> None:
+        parts = [part for part in template.split("/")[1:] if part]
+        self.rest = parts.pop()[1:-4] if parts and parts[-1].endswith("=**}") else ""
+        self.parts = [_Segment(part) for part in parts]
+        self.by_method: dict[str, Endpoint] = {}
+        # Words before words with a variable in front, those before plain variables, all before "the rest".
+        self.rank = (bool(self.rest), [0 if not part.name else 1 if part.word else 2 for part in self.parts])
+
+    def match(self, path: list[str]) -> dict[str, str] | None:
+        """The path's variables; None where the path is another's. A variable is never empty."""
+        length = len(self.parts)
+        if len(path) != length and not (self.rest and len(path) > length):
+            return None
+        found = {}
+        for part, have in zip(self.parts, path, strict=False):
+            if not part.name:
+                if part.word != have:
+                    return None
+            elif len(have) > len(part.word) and have.endswith(part.word):
+                found[part.name] = have[: -len(part.word)] if part.word else have
+            else:
+                return None
+        if self.rest:
+            found[self.rest] = "/".join(path[length:])
+        return found
+
+
+class Router:
+    """The endpoints of one port, found by path and method."""
+
+    def __init__(self, guard: Guard | None = None) -> None:
+        self.endpoints: list[Endpoint] = []
+        self._guard = guard or OpenDoor()
+        self._routes: dict[str, _Route] = {}
+        # By first segment, so that a prediction is compared with a few templates and not with all.
+        self._by_word: dict[str, list[_Route]] = {}
+
+    def add(self, endpoints: Iterable[Endpoint]) -> None:
+        """Serves these too; where a path and method are taken, the first to come keeps them."""
+        for endpoint in endpoints:
+            route = self._routes.setdefault(endpoint.template, _Route(endpoint.template))
+            free = [method for method in endpoint.methods if method not in route.by_method]
+            route.by_method |= dict.fromkeys(free, endpoint)
+            if free:
+                self.endpoints.append(endpoint)
+        self._sort()
+
+    def _sort(self) -> None:
+        routes = sorted(self._routes.values(), key=lambda route: route.rank)
+        words = {route.parts[0].word for route in routes if route.parts and not route.parts[0].name}
+        self._by_word = {
+            word: [route for route in routes if (route.parts and (route.parts[0].name or route.parts[0].word == word))]
+            for word in words
+        }
+        self._by_word[""] = [route for route in routes if not route.parts or route.parts[0].name]
+
+    def find(self, method: str, path: list[str]) -> tuple[Endpoint, dict[str, str]] | int:
+        """The endpoint and the path's variables, or the status of a refusal: 404, or 405 for a known path."""
+        known = False
+        for route in self._by_word.get(path[0] if path else "", self._by_word[""]):
+            variables = route.match(path)
+            if variables is not None:
+                endpoint = route.by_method.get(method)
+                if endpoint is not None:
+                    return endpoint, variables
+                known = True
+        return 405 if known else 404
+
+    @property
+    def handle(self) -> Handle:
+        """From a request to its answer, whatever happens."""
+        return answers_errors(self._handle)
+
+    async def _handle(self, request: HttpRequest) -> HttpResponse:
+        found = self.find(request.method, segments(request.path))
+        if isinstance(found, int):
+            return refusal(found, NOT_FOUND if found == 404 else NOT_ALLOWED)
+        endpoint, variables = found
+        shown = [value for name, value in request.headers if name.lower() == "authorization"]
+        self._guard.check(endpoint.access, shown)
+        return await endpoint.action(request, variables)

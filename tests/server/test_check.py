@@ -1,0 +1,205 @@
+"""`torchd check` and `torchd config show`: what they find before the switch, and where values come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from torchd_archiver.packing import PackRequest, pack
+from torchd_server import start, switch_commands
+from torchd_server.settings import ServerSettings
+from torchd_server.torchserve.check_archive import check_archive, shim_folder
+from torchd_server.torchserve.check_config import check_config
+from torchd_server.torchserve.findings import Finding, Kind
+
+HANDLER = """
+import json
+import helper
+import torch
+import no_such_package
+import no_such_package.part
+try:
+    import no_such_extra
+except ImportError:
+    no_such_extra = None
+from ts.torch_handler.base_handler import BaseHandler
+from ts.torch_handler.no_such import Handler
+from ts.service import NoSuchName
+def handle(data, context):
+    import no_such_late
+    torch.load("model.pt", weights_only=False)
+"""
+
+
+def make(folder: Path, handler: str = HANDLER, **more: Any) -> Path:
+    (folder / "handler.py").write_text(handler)
+    (folder / "helper.py").write_text("")
+    request = PackRequest("m", "1.0", str(folder / "handler.py"), extra_files=(str(folder / "helper.py"),), **more)
+    return pack(
+        PackRequest(**{**{f: getattr(request, f) for f in request.__dataclass_fields__}, "export_path": folder})
+    )
+
+
+def checked(archive: Path, installs: bool = False) -> list[Finding]:
+    return check_archive(archive, installs, shim_folder())
+
+
+def test_imports_that_will_not_work_are_named_with_their_lines(tmp_path: Path) -> None:
+    found = {(one.where.rpartition(":")[2], one.what) for one in checked(make(tmp_path)) if one.kind is Kind.DIFFERS}
+    assert found == {
+        ("5", "imports no_such_package, which is not installed here"),
+        ("6", "imports no_such_package, which is not installed here"),
+        ("12", "imports ts.torch_handler.no_such.Handler, which is not here"),
+        ("13", "imports ts.service.NoSuchName, which is not here"),
+        ("15", "imports no_such_late, which is not installed here"),
+    }
+
+
+def test_what_the_archive_installs_is_not_missed(tmp_path: Path) -> None:
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("no_such_package\n")
+    archive = make(tmp_path, "import no_such_package\ndef handle(data, context): ...\n", requirements_file=requirements)
+    (note, differs) = checked(archive)
+    assert (note.kind, differs.kind) == (Kind.NOTE, Kind.DIFFERS)
+    assert "install_py_dep_per_model=true" in note.what
+    assert checked(archive, installs=True) == []
+
+
+def test_a_clean_handler_has_nothing_said_of_it(tmp_path: Path) -> None:
+    source = (
+        "from ts.torch_handler.base_handler import BaseHandler\nimport helper, json, yaml\nclass H(BaseHandler): ...\n"
+    )
+    assert checked(make(tmp_path, source)) == []
+
+
+def test_pickles_are_noted(tmp_path: Path) -> None:
+    notes = [one for one in checked(make(tmp_path)) if one.kind is Kind.NOTE]
+    assert ["weights_only=False" in one.what for one in notes] == [True]
+
+
+def test_archives_that_the_reader_refuses_are_named_with_the_reason(tmp_path: Path) -> None:
+    junk = tmp_path / "junk.mar"
+    junk.write_bytes(b"junk")
+    (found,) = checked(junk)
+    assert (found.kind, found.where) == (Kind.REFUSED, "junk.mar")
+    (found,) = [one for one in checked(_native(tmp_path)) if one.kind is Kind.REFUSED]
+    assert "LSP" in found.what
+
+
+def _native(folder: Path) -> Path:
+    native = folder / "native"
+    (native / "MAR-INF").mkdir(parents=True)
+    document = {"runtime": "LSP", "modelServerVersion": "1.0", "model": {"modelName": "n", "handler": "BaseHandler"}}
+    (native / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(document))
+    return native
+
+
+def test_an_old_manifest_is_noted(tmp_path: Path) -> None:
+    assert any("old archiver" in one.what for one in checked(_native(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "said"),
+    [
+        ("batchSize: many\n", Kind.NOTE, "batchSize: 'many' will not do"),
+        ("batchsize: 3\n", Kind.NOTE, "did you mean batchSize?"),
+        ("a: [\n", Kind.REFUSED, "cannot be read"),
+        ("- a\n", Kind.REFUSED, "no mapping"),
+    ],
+)
+def test_a_model_config_is_looked_at(tmp_path: Path, config: str, kind: Kind, said: str) -> None:
+    file = tmp_path / "model-config.yaml"
+    file.write_text(config)
+    (found,) = checked(make(tmp_path, "def handle(data, context): ...\n", config_file=file))
+    assert found.kind is kind
+    assert said in found.what
+
+
+def config_findings(tmp_path: Path, text: str) -> list[tuple[Kind, int, str]]:
+    file = tmp_path / "config.properties"
+    file.write_text(text)
+    _, findings = check_config(file, start.defaults("torchserve", {}), {"SET": "7"})
+    return [
+        (found.kind, int(found.where.rpartition(":")[2]), found.what.split()[0].partition("=")[0]) for found in findings
+    ]
+
+
+def test_every_key_that_will_be_different_is_named_with_its_line(tmp_path: Path) -> None:
+    found = config_findings(
+        tmp_path,
+        "vmargs=-Xmx1g\ngnomes=1\njob_queue_size=$$SET$$\nmax_request_size=$$UNSET$$\nversion=0.12.0\nmetrics_mode=loud\n",
+    )
+    assert [(kind, line) for kind, line, _ in found] == [
+        (Kind.DIFFERS, 1),
+        (Kind.DIFFERS, 2),
+        (Kind.NOTE, 4),
+        (Kind.DIFFERS, 6),
+    ]
+
+
+def test_insecure_values_are_named(tmp_path: Path) -> None:
+    found = config_findings(
+        tmp_path,
+        "disable_token_authorization=true\nenable_model_api=true\ninstall_py_dep_per_model=true\nallowed_urls=.*\n"
+        "cors_allowed_origin=*\nkeystore=k.p12\nlimit_max_image_pixels=false\n",
+    )
+    assert sorted(line for kind, line, _ in found if kind is Kind.INSECURE) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def app() -> typer.Typer:
+    made = typer.Typer()
+    switch_commands.add_commands(made)
+    return made
+
+
+def test_the_command_says_by_its_status_whether_anything_differs(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    config = tmp_path / "config.properties"
+    config.write_text(f"model_store={store}\njob_queue_size=5\n")
+    clean = CliRunner().invoke(app(), ["check", str(config)])
+    assert (clean.exit_code, clean.stdout) == (0, "Nothing will behave differently.\n")
+    (store / "junk.mar").write_bytes(b"junk")
+    assert CliRunner().invoke(app(), ["check", str(config), "--models", "m=gone.mar"]).exit_code == 1
+    found = CliRunner().invoke(app(), ["check", str(config), str(store), "--json"])
+    assert found.exit_code == 1
+    (only,) = json.loads(found.stdout)
+    assert (only["kind"], only["where"]) == ("refused", "junk.mar")
+    assert CliRunner().invoke(app(), ["check", str(tmp_path / "none")]).exit_code == 2
+
+
+def test_show_says_where_each_value_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TS_NUMBER_OF_GPU", "0")
+    Path("store").mkdir()
+    Path("c.properties").write_text(
+        "enable_envvars_config=true\ngrpc_inference_port=7\nkeystore_pass=secret\njob_queue_size=9\n"
+    )
+    shown = CliRunner().invoke(
+        app(), ["config", "show", "--origin", "--json", "--ts-config", "c.properties", "--model-store", "store"]
+    )
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(shown.stdout)
+    assert found["model_defaults.job_queue_size"] == {"value": "9", "origin": "c.properties:4"}
+    assert found["listeners.grpc_inference"] == {"value": "127.0.0.1:7", "origin": "c.properties:2"}
+    assert found["gpus"] == {"value": "0", "origin": "environment TS_NUMBER_OF_GPU"}
+    assert found["model_store"] == {"value": str(tmp_path / "store"), "origin": "--model-store"}
+    assert found["limits.request_bytes"] == {"value": "6553500", "origin": "posture torchserve"}
+    assert found["decode_input"] == {"value": "true", "origin": "default"}
+    assert found["tls.keystore_password"]["value"] == "***"
+    assert "secret" not in shown.stdout
+
+
+def test_show_says_what_is_missing() -> None:
+    shown = CliRunner().invoke(app(), ["config", "show", "--ts-config", "no-such"])
+    assert shown.exit_code == 1
+
+
+def test_every_setting_is_shown() -> None:
+    names = {name.partition(".")[0] for name, _, _ in switch_commands.rows_of(ServerSettings(), {})}
+    assert names == set(ServerSettings.__dataclass_fields__) - {"environment", "properties", "posture"}

@@ -1,0 +1,5 @@
+"""ModelArchiverError."""
+
+
+class ModelArchiverError(Exception):
+    """The model cannot be packed; the message says why."""

@@ -1,0 +1,1 @@
+"""TorchServe: ts/handler_utils/distributed."""

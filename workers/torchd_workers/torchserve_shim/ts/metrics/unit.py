@@ -1,0 +1,5 @@
+"""TorchServe: ts/metrics/unit.py."""
+
+from torchd_workers.torchserve.metric import Units
+
+__all__ = ["Units"]

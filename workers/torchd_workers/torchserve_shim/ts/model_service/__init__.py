@@ -1,0 +1,1 @@
+"""TorchServe: ts/model_service."""

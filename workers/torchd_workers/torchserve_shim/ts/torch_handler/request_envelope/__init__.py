@@ -1,0 +1,1 @@
+"""TorchServe: ts/torch_handler/request_envelope."""
