@@ -185,7 +185,6 @@ CLASSES: dict[str | grpc.StatusCode, type[TorchdError]] = {
     "MODEL_EXISTS": ModelExists,
     "DEFAULT_VERSION": DefaultVersionInUse,
     "BAD_TOKEN": Unauthenticated,
-    "INVALID_KEY": Unauthenticated,
     "WRONG_SCOPE": PermissionDenied,
     "TOO_MANY_WRONG_TOKENS": Overloaded,
     "URL_NOT_ALLOWED": UrlNotAllowed,

@@ -29,7 +29,7 @@ TOLD = [
     (Code.ALREADY_EXISTS, "MODEL_EXISTS", errors.ModelExists),
     (Code.FAILED_PRECONDITION, "DEFAULT_VERSION", errors.DefaultVersionInUse),
     (Code.PERMISSION_DENIED, "MODEL_API_DISABLED", errors.ModelApiDisabled),
-    (Code.PERMISSION_DENIED, "INVALID_KEY", errors.Unauthenticated),
+    (Code.PERMISSION_DENIED, "BAD_TOKEN", errors.Unauthenticated),
     (Code.PERMISSION_DENIED, "WRONG_SCOPE", errors.PermissionDenied),
     (Code.RESOURCE_EXHAUSTED, "TOO_MANY_WRONG_TOKENS", errors.Overloaded),
     (Code.UNAUTHENTICATED, "BAD_TOKEN", errors.Unauthenticated),

@@ -37,7 +37,10 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 
 def _refuses(error: errors.TorchdError) -> Handler:
     # Streams both ways whatever the method is: it needs no message to answer, and waits for none.
-    async def refuse(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def refuse(
+        requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[bytes]:
         await abort(context, error)
+        yield b""  # never reached: it makes this a generator, which whoever stands in front of it may close
 
     return grpc.stream_stream_rpc_method_handler(refuse)

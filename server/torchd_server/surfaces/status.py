@@ -123,7 +123,7 @@ TABLE: dict[type[Exception], Row] = {
         lambda e: f"Requested method is not allowed, please refer to API document. ({e})",
     ),
     errors.Unauthorized: Row(_C.UNAUTHENTICATED, "BAD_TOKEN", 401, "Unauthorized"),
-    errors.InvalidKey: Row(_C.PERMISSION_DENIED, "INVALID_KEY", 400, "InvalidKeyException"),
+    errors.InvalidKey: Row(_C.PERMISSION_DENIED, "BAD_TOKEN", 400, "InvalidKeyException"),
     errors.WrongScope: Row(_C.PERMISSION_DENIED, "WRONG_SCOPE", 403, "Forbidden"),
     errors.TooManyWrongTokens: Row(_C.RESOURCE_EXHAUSTED, "TOO_MANY_WRONG_TOKENS", 429, "TooManyRequests"),
     errors.QueueFull: Row(_C.RESOURCE_EXHAUSTED, "QUEUE_FULL", 503, "ServiceUnavailableException", _refusal_sentence),
