@@ -64,6 +64,8 @@ def _rule_endpoint(rule: HttpRule, runs: Mapping[str, Run]) -> Endpoint:
         typed = {
             name: _typed(field, given[name]) for name, field in fields.items() if given.get(name) not in (None, "")
         }
+        if given.get("url") == "":  # given and empty is something else than not given
+            raise errors.ArchiveNotFound("empty url")
         return await runs[rpc](typed)
 
     return Endpoint(
