@@ -195,6 +195,19 @@ def test_a_body_that_is_no_json_object_is_refused(ports: Ports, body: bytes) -> 
     assert (status, document["type"]) == (400, "BadRequestException")
 
 
+@pytest.mark.parametrize("body", [b"{'url': 'missing.mar', 'batch_size': '4'}", b'{"url": "missing.mar", "no": 1}'])
+def test_a_json_body_is_read_as_leniently_as_torchserves(ports: Ports, body: bytes) -> None:
+    """Reference section 2.3: single quotes, numbers as texts, names nobody knows."""
+    status, document = ports.ask("management", "POST", "/models", body, content_type="application/json")
+    assert (status, "missing.mar" in document["message"]) == (404, True)
+
+
+def test_an_empty_url_is_not_found_and_a_missing_one_a_bad_request(ports: Ports) -> None:
+    """Reference section 2.5."""
+    assert ports.ask("management", "POST", "/models?url=")[1]["message"] == "empty url"
+    assert ports.ask("management", "POST", "/models")[1]["message"] == "Parameter url is required."
+
+
 def test_a_query_of_very_many_parameters_is_refused(ports: Ports) -> None:
     status, document = ports.ask("management", "GET", "/models?" + "&".join(f"a{i}=1" for i in range(200)))
     assert (status, "parameters" in document["message"]) == (400, True)

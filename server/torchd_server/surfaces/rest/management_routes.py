@@ -60,7 +60,10 @@ def _rule_endpoint(rule: HttpRule, runs: Mapping[str, Run]) -> Endpoint:
     in_path = re.findall(r"\{(\w+)\}", rule.template)
 
     async def action(request: HttpRequest, variables: Variables) -> HttpResponse:
-        return await runs[rpc](typed_fields(fields, {**given_to(request, rule.body), **variables}))
+        given = {**given_to(request, rule.body), **variables}
+        if given.get("url") == "":  # given and empty is something else than not given
+            raise errors.ArchiveNotFound("empty url")
+        return await runs[rpc](typed_fields(fields, given))
 
     return Endpoint(
         (rule.method,),
