@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -38,7 +38,8 @@ class Daemon:
     """One daemon process in a folder of its own: `run` for its run directory, `tmp` for its temporary files.
 
     A context manager: starts on entry, stops by SIGTERM on exit (kills where a test has failed). `arguments` come after
-    the command's own; `command` is "torchd" or "torchserve".
+    the command's own; `command` is "torchd" or "torchserve". `config` are lines behind the addresses in the latter's
+    config.properties, which keeps `snapshots` only when told to.
     """
 
     def __init__(
@@ -50,16 +51,20 @@ class Daemon:
         arguments: Sequence[str] = (),
         command: str = "torchd",
         run_dir: Path | None = None,
+        config: Sequence[str] = (),
+        snapshots: bool = False,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
-        self.ports = _free_ports(5) if command == "torchserve" else [0] * 5
+        self.ports = free_ports(5) if command == "torchserve" else [0] * 5
         # TorchServe's command line has no run directory: the default one is taken.
         self.run_dir = run_dir or (folder / "run" if command == "torchd" else folder / "torchd" / str(self.ports[1]))
         self.scratch = folder / "tmp"
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.commands = install_commands(folder / "bin")
         self.environment = environment(self.commands, self.scratch) | {"XDG_RUNTIME_DIR": str(folder)}
-        self.command = [*self._start(command), *_models(store, models), *arguments]
+        self.environment |= variables or {}
+        self.command = [*self._start(command, config, snapshots), *_models(store, models), *arguments]
         self.addresses: dict[str, str] = {}
         self._process: subprocess.Popen[str] | None = None
         self._lines: list[str] = []
@@ -168,17 +173,18 @@ class Daemon:
                     self._ready.set()
         self._ready.set()
 
-    def _start(self, command: str) -> list[str]:
+    def _start(self, command: str, config: Sequence[str], snapshots: bool) -> list[str]:
         program = str(self.commands / command)
         if command == "torchd":
             return [program, "serve", "--run-dir", str(self.run_dir), *ANY_PORTS]
         # TorchServe's command line has no ports: they stand in config.properties.
-        config = self.folder / "config.properties"
-        config.write_text(CONFIG.format(*self.ports))
-        return [program, "--start", "--foreground", "--ncs", "--ts-config", str(config)]
+        path = self.folder / "config.properties"
+        path.write_text(CONFIG.format(*self.ports) + "".join(f"{line}\n" for line in config))
+        keep = [] if snapshots else ["--ncs"]
+        return [program, "--start", "--foreground", *keep, "--ts-config", str(path)]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago, all different."""
     sockets = [socket.socket() for _ in range(count)]
     for found in sockets:
