@@ -38,8 +38,8 @@ class Daemon:
     """One daemon process in a folder of its own: `run` for its run directory, `tmp` for its temporary files.
 
     A context manager: starts on entry, stops by SIGTERM on exit (kills where a test has failed). `arguments` come after
-    the command's own; `command` is "torchd" or "torchserve". `config` are lines behind the addresses in the latter's
-    config.properties, which keeps `snapshots` only when told to.
+    the command's own; `command` is "torchd" or "torchserve"; the latter keeps `snapshots` only when told to. `variables`
+    are added to its environment.
     """
 
     def __init__(
@@ -51,7 +51,6 @@ class Daemon:
         arguments: Sequence[str] = (),
         command: str = "torchd",
         run_dir: Path | None = None,
-        config: Sequence[str] = (),
         snapshots: bool = False,
         variables: Mapping[str, str] | None = None,
     ) -> None:
@@ -60,11 +59,12 @@ class Daemon:
         # TorchServe's command line has no run directory: the default one is taken.
         self.run_dir = run_dir or (folder / "run" if command == "torchd" else folder / "torchd" / str(self.ports[1]))
         self.scratch = folder / "tmp"
+        self.config = folder / "config.properties"
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.commands = install_commands(folder / "bin")
         self.environment = environment(self.commands, self.scratch) | {"XDG_RUNTIME_DIR": str(folder)}
         self.environment |= variables or {}
-        self.command = [*self._start(command, config, snapshots), *_models(store, models), *arguments]
+        self.command = [*self._start(command, snapshots), *_models(store, models), *arguments]
         self.addresses: dict[str, str] = {}
         self._process: subprocess.Popen[str] | None = None
         self._lines: list[str] = []
@@ -173,15 +173,18 @@ class Daemon:
                     self._ready.set()
         self._ready.set()
 
-    def _start(self, command: str, config: Sequence[str], snapshots: bool) -> list[str]:
+    def write_config(self, lines: Sequence[str] = ()) -> None:
+        """Writes config.properties: the addresses, and `lines` of one's own."""
+        self.config.write_text(CONFIG.format(*self.ports) + "".join(f"{line}\n" for line in lines))
+
+    def _start(self, command: str, snapshots: bool) -> list[str]:
         program = str(self.commands / command)
         if command == "torchd":
             return [program, "serve", "--run-dir", str(self.run_dir), *ANY_PORTS]
         # TorchServe's command line has no ports: they stand in config.properties.
-        path = self.folder / "config.properties"
-        path.write_text(CONFIG.format(*self.ports) + "".join(f"{line}\n" for line in config))
+        self.write_config()
         keep = [] if snapshots else ["--ncs"]
-        return [program, "--start", "--foreground", *keep, "--ts-config", str(path)]
+        return [program, "--start", "--foreground", *keep, "--ts-config", str(self.config)]
 
 
 def free_ports(count: int) -> list[int]:

@@ -30,10 +30,18 @@ _BOUNDARY = "golden-boundary"
 
 
 class Server:
-    """Where a running server is: ports by name, and the folder it works in."""
+    """Where a running server is: ports by name, the folder it works in, what it wrote to the console."""
 
-    def __init__(self, folder: Path, ports: Mapping[str, int], environment: Mapping[str, str], files: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ports: Mapping[str, int],
+        environment: Mapping[str, str],
+        files: str = "",
+        console: Callable[[], str] = str,
+    ) -> None:
         self.folder = folder
+        self.console = console
         self.ports = ports
         self.environment = environment
         self.files = files
@@ -57,9 +65,9 @@ class Server:
         return str(json.loads(path.read_text())[name]["key"])
 
 
-def answer(step: Step, server: Server) -> dict[str, Any]:
-    """What the server says to a step; repeated while `until` is not fulfilled."""
-    ends = time.monotonic() + step.patience
+def answer(step: Step, server: Server, *, within: float | None = None) -> dict[str, Any]:
+    """What the server says to a step; repeated while `until` is not fulfilled, for the step's patience or `within`."""
+    ends = time.monotonic() + (step.patience if within is None else within)
     while True:
         found = PROTOCOLS[step.protocol](step, server)
         if step.until is None or _is_fulfilled(step.until, found) or time.monotonic() > ends:
@@ -258,10 +266,12 @@ def _reasons(error: grpc.RpcError) -> list[str]:
 
 
 def _file(step: Step, server: Server) -> dict[str, Any]:
-    paths = sorted(server.folder.glob(step.file))
-    if not paths:
+    texts = [path.read_text(errors="replace") for path in sorted(server.folder.glob(step.file))]
+    if step.file == "console.log":
+        texts = [server.console()]
+    if not texts:
         return {"lines": None}
-    lines = [line for path in paths for line in path.read_text(errors="replace").splitlines()]
+    lines = [line for text in texts for line in text.splitlines()]
     return {"lines": [line for line in lines if re.search(step.pattern, line)]}
 
 

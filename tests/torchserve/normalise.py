@@ -91,6 +91,8 @@ def _member(name: str, value: Any, inside: Mapping[str, Any], words: Words) -> A
 
 
 def _text(text: str, words: Words) -> str:
+    if text.isdigit() and int(text) in words.ports.values():
+        return next(f"<{name}>" for name, port in words.ports.items() if str(port) == text)
     for known, name in _known(words):
         text = text.replace(known, name)
     for name, rule in TEXT_RULES.items():

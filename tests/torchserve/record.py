@@ -67,7 +67,7 @@ def _record(scenario: Scenario, programs: Path, folder: Path) -> None:
     ports = free_ports(len(workbench.PORT_NAMES))
     named = dict(zip(workbench.PORT_NAMES, ports, strict=True))
     with workbench.file_server(home / "files") as files:
-        server = Server(home, named, environment, files)
+        server = Server(home, named, environment, files, lambda: (home / "console.log").read_text(errors="replace"))
         if not scenario.setup.server:
             _write(scenario, server)
             return

@@ -13,4 +13,10 @@ class Identity:
 
     def handle(self, data: Any, context: Any) -> Any:
         """As it came."""
-        return [value.decode() if isinstance(value, (bytes, bytearray)) else value for value in data]
+        return [_content(value) for value in data]
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, dict) and "datatype" in value:  # a tensor of the kservev2 envelope
+        return value["data"]
+    return value.decode() if isinstance(value, (bytes, bytearray)) else value
