@@ -38,8 +38,8 @@ class Daemon:
     """One daemon process in a folder of its own: `run` for its run directory, `tmp` for its temporary files.
 
     A context manager: starts on entry, stops by SIGTERM on exit (kills where a test has failed). `arguments` come after
-    the command's own; `command` is "torchd" or "torchserve"; the latter keeps `snapshots` only when told to. `variables`
-    are added to its environment.
+    the command's own; `command` is "torchd" or "torchserve"; the latter keeps `snapshots` only when told to.
+    `variables` are added to its environment.
     """
 
     def __init__(

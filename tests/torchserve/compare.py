@@ -43,6 +43,8 @@ class Intended:
     paths: Sequence[str]
     theirs: str = ".*"
     ours: str = ".*"
+    # Our text begins with theirs.
+    extends: bool = False
 
     def covers(self, step: str, difference: Difference) -> bool:
         """Whether this is the reason of a difference in a step ("scenario/step")."""
@@ -51,6 +53,7 @@ class Intended:
             and any(fnmatchcase(difference.path, pattern) for pattern in self.paths)
             and _is_like(self.theirs, difference.theirs)
             and _is_like(self.ours, difference.ours)
+            and (not self.extends or str(difference.ours).startswith(str(difference.theirs)))
         )
 
 

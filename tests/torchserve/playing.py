@@ -8,9 +8,11 @@ prints every unexplained difference; --write puts the steps that differ into not
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import tempfile
 from collections.abc import Sequence, Set
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ def play(scenario: Scenario, folder: Path, shelf: Path, waiting: Set[str]) -> di
             return _answers(scenario, Server(folder, ports, daemon.environment, files, lambda: daemon.log), waiting)
     finally:
         daemon.stop()
-        print(daemon.log)  # pytest shows it with a failure
+        (folder / "console.log").write_text(daemon.log)
 
 
 def _daemon(scenario: Scenario, folder: Path) -> Daemon:
@@ -80,7 +82,8 @@ def _answers(scenario: Scenario, server: Server, waiting: Set[str]) -> dict[str,
 
 
 def _pack(arguments: Sequence[str]) -> None:
-    assert archiver_cli.main(arguments) == 0, arguments
+    with redirect_stdout(io.StringIO()):
+        assert archiver_cli.main(arguments) == 0, arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
