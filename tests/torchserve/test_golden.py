@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +23,24 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("shelf")
 
 
-@pytest.fixture(scope="module")
-def played(request: pytest.FixtureRequest, shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The daemon's normalised answers to a scenario's steps, by step id."""
-    scenario = scenarios.read(request.param)
-    return play(scenario, tmp_path_factory.mktemp(scenario.name), shelf, not_yet())
+@pytest.fixture(scope="session")
+def answers(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """The daemon's normalised answers to a scenario's steps, by step id; each scenario is played once."""
+
+    @cache
+    def played(name: str) -> dict[str, Any]:
+        return play(scenarios.read(name), tmp_path_factory.mktemp(name), shelf, not_yet())
+
+    return played
 
 
-@pytest.mark.parametrize(
-    ("played", "step"), STEPS, indirect=["played"], ids=[f"{name}/{step}" for name, step in STEPS], scope="module"
-)
+@pytest.mark.parametrize(("scenario", "step"), STEPS, ids=[f"{name}/{step}" for name, step in STEPS])
 @pytest.mark.timeout(180)
-def test_the_answer_is_torchserves(played: dict[str, Any], step: str, request: pytest.FixtureRequest) -> None:
+def test_the_answer_is_torchserves(answers: Callable[[str], dict[str, Any]], scenario: str, step: str) -> None:
     """One step of one scenario; a step of not_yet.txt must still differ, so that the list shrinks."""
-    scenario = str(request.node.callspec.params["played"])
     name = f"{scenario}/{step}"
     recorded = scenarios.read_golden(scenario)[step]
-    left = compare.unexplained(name, recorded, played[step])
+    left = compare.unexplained(name, recorded, answers(scenario)[step])
     if name in not_yet():
         assert left, f"{name} answers as TorchServe does: take its line out of {NOT_YET.name}"
         pytest.xfail(f"not built yet: {len(left)} differences, first {left[0]}")
