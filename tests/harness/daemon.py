@@ -61,6 +61,7 @@ class Daemon:
         # TorchServe's command line has no run directory: the default one is taken.
         self.run_dir = run_dir or (folder / "run" if command == "torchd" else folder / "torchd" / str(self.ports[1]))
         self.scratch = folder / "tmp"
+        self.config = folder / "config.properties"
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.commands = install_commands(folder / "bin")
         self.environment = environment(self.commands, self.scratch) | {"XDG_RUNTIME_DIR": str(folder)}
@@ -179,15 +180,18 @@ class Daemon:
                     self._ready.set()
         self._ready.set()
 
+    def write_config(self, lines: Sequence[str] = ()) -> None:
+        """Writes config.properties: the addresses, and `lines` of one's own."""
+        self.config.write_text(CONFIG.format(*self.ports) + "".join(f"{line}\n" for line in lines))
+
     def _start(self, command: str, config: Sequence[str], snapshots: bool) -> list[str]:
         program = str(self.commands / command)
         if command == "torchd":
             return [program, "serve", "--run-dir", str(self.run_dir), *ANY_PORTS]
         # TorchServe's command line has no ports: they stand in config.properties.
-        path = self.folder / "config.properties"
-        path.write_text(CONFIG.format(*self.ports) + "".join(f"{line}\n" for line in config))
+        self.write_config(config)
         keep = [] if snapshots else ["--ncs"]
-        return [program, "--start", "--foreground", *keep, "--ts-config", str(path)]
+        return [program, "--start", "--foreground", *keep, "--ts-config", str(self.config)]
 
 
 def free_ports(count: int) -> list[int]:
