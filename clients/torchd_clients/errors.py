@@ -6,7 +6,8 @@
     |- ModelExists, DefaultVersionInUse
     |- Unauthenticated
     |- PermissionDenied: UrlNotAllowed, ModelApiDisabled
-    |- Overloaded: QueueFull
+    |- Overloaded: QueueFull, SequenceLimit
+    |- SequenceEnded
     |- Unavailable: NoWorker, Draining; itself where no daemon was reached
     |- ModelFailed, LoadFailed
     |- DeadlineExceeded: DeadlineInQueue
@@ -115,6 +116,14 @@ class QueueFull(Overloaded):
     """As many requests wait for the model as may wait."""
 
 
+class SequenceLimit(Overloaded):
+    """As many sequences are open, or requests of one wait, as may be."""
+
+
+class SequenceEnded(TorchdError):
+    """The sequence was closed, or its state is lost: it must be begun anew, with the start header."""
+
+
 class Unavailable(TorchdError):
     """Not now, but perhaps soon; where no daemon was reached, the message says where none was."""
 
@@ -192,6 +201,9 @@ CLASSES: dict[str | grpc.StatusCode, type[TorchdError]] = {
     "OVERLOADED": Overloaded,
     "QUEUE_FULL": QueueFull,
     "NO_TICKET": Overloaded,
+    "SEQUENCE_LIMIT": SequenceLimit,
+    "SEQUENCE_CLOSED": SequenceEnded,
+    "SEQUENCE_LOST": SequenceEnded,
     "NO_WORKER": NoWorker,
     "DRAINING": Draining,
     "MODEL_FAILED": ModelFailed,
