@@ -3,7 +3,7 @@
     TorchdError
     |- BadRequest: ArchiveInvalid, DownloadFailed
     |- NotFound: ModelNotFound, VersionNotFound, ArchiveNotFound
-    |- ModelExists, DefaultVersionInUse
+    |- ModelExists, ArchiveExists, DefaultVersionInUse, NodeInUse
     |- Unauthenticated
     |- PermissionDenied: UrlNotAllowed, ModelApiDisabled
     |- Overloaded: QueueFull, SequenceLimit
@@ -88,8 +88,16 @@ class ModelExists(TorchdError):
     """This version of the model is registered already."""
 
 
+class ArchiveExists(TorchdError):
+    """The model store has a file of the name that the archive to fetch would get."""
+
+
 class DefaultVersionInUse(TorchdError):
     """The default version cannot go while others stay."""
+
+
+class NodeInUse(TorchdError):
+    """The model is a node of a workflow; it comes and goes with it."""
 
 
 class Unauthenticated(TorchdError):
@@ -221,6 +229,20 @@ CLASSES: dict[str | grpc.StatusCode, type[TorchdError]] = {
     "RESPONSE_TOO_LARGE": TooLarge,
     "WORKER_DIED": WorkerDied,
     "WORKER_TIMEOUT": WorkerTimeout,
+    "WORKFLOW_NOT_FOUND": NotFound,
+    "WORKFLOW_ARCHIVE_NOT_FOUND": ArchiveNotFound,
+    "WORKFLOW_EXISTS": ModelExists,
+    "WORKFLOW_NOT_REGISTERED": LoadFailed,
+    "BAD_WORKFLOW": ArchiveInvalid,
+    "ARCHIVE_EXISTS": ArchiveExists,
+    "REDIRECT_NOT_ALLOWED": UrlNotAllowed,
+    "FETCH_TIMEOUT": DownloadFailed,
+    "DEPENDENCIES_FAILED": LoadFailed,
+    "NODE_IN_USE": NodeInUse,
+    "NODE_FAILED": HandlerFailed,
+    "NODE_OVERLOADED": Overloaded,
+    "NODE_UNAVAILABLE": Unavailable,
+    "NODE_TIMEOUT": DeadlineExceeded,
     "UNIMPLEMENTED": NotSupported,
     "INTERNAL": InternalError,
     # Without a reason, or with one of a later daemon:

@@ -34,11 +34,14 @@ def port(endpoints: Iterable[Endpoint], guard: Guard | None = None) -> Handle:
 
 
 def inference_endpoints(
-    inference: Inference, open_inference: OpenInference, workflows: Workflows, with_kserve: bool = True
+    inference: Inference,
+    open_inference: OpenInference,
+    workflows: Workflows | None = None,
+    with_kserve: bool = True,
 ) -> list[Endpoint]:
     """Health, predictions by every path TorchServe has, workflows, and KServe's protocols."""
     return [
-        *workflow_prediction_endpoints(workflows),
+        *(workflow_prediction_endpoints(workflows) if workflows is not None else ()),
         *health_endpoints(inference),
         *prediction_endpoints(inference),
         *kserve_inference_endpoints(inference, open_inference),
@@ -47,10 +50,15 @@ def inference_endpoints(
 
 
 def management_port_endpoints(
-    management: Management, open_inference: OpenInference, workflows: Workflows, renewal: TokenRenewal | None = None
+    management: Management,
+    open_inference: OpenInference,
+    workflows: Workflows | None = None,
+    renewal: TokenRenewal | None = None,
 ) -> list[Endpoint]:
     """The rules of protos/http.yaml, workflows, KServe's readiness where TorchServe has it, the renewal of tokens."""
-    endpoints = [*management_endpoints(management), *workflow_endpoints(workflows)]
+    endpoints = management_endpoints(management)
+    if workflows is not None:
+        endpoints += workflow_endpoints(workflows)
     endpoints += [model_v1_endpoint(open_inference, Access.MANAGEMENT)]
     if renewal is not None:
         summary = "A new key for one of the APIs; the old one is good no more."
@@ -75,7 +83,7 @@ def metrics_endpoints(metrics: Metrics, access: Access = Access.OPEN) -> list[En
 def inference_port(
     inference: Inference,
     open_inference: OpenInference,
-    workflows: Workflows,
+    workflows: Workflows | None = None,
     guard: Guard | None = None,
     with_kserve: bool = True,
 ) -> Handle:
@@ -84,7 +92,10 @@ def inference_port(
 
 
 def management_port(
-    management: Management, open_inference: OpenInference, workflows: Workflows, guard: Guard | None = None
+    management: Management,
+    open_inference: OpenInference,
+    workflows: Workflows | None = None,
+    guard: Guard | None = None,
 ) -> Handle:
     """The management port alone."""
     return port(management_port_endpoints(management, open_inference, workflows), guard)
