@@ -224,7 +224,7 @@ def test_work_in_hand_is_finished_before_the_daemon_leaves(arena: Arena, surface
         running = arena.send(client, "hold")
         visitor = arena.gate.wait_visitor()
         waiting = [arena.send(client) for _ in range(3)]
-        eventually(lambda: pending(client) >= 2)
+        eventually(lambda: pending(client) == 3)
         daemon.signal(signal.SIGTERM)
         refusal = first_refusal(arena, client)
         assert refusal.error is not None
