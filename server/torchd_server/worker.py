@@ -461,6 +461,8 @@ class Worker:
         for request in waiting:
             if request not in again:
                 request.finish(cause if isinstance(cause, errors.WorkerLost) else errors.WorkerDied(str(cause)))
+        if self.was_ready:
+            self._metrics.worker_gone(self.name)
         if not isinstance(cause, errors.Draining):  # nobody had let it go
             self._metrics.worker_failed()
         self.dead.set_result(cause)
