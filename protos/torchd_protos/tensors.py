@@ -20,6 +20,9 @@ from typing import Any
 CONTENT_TYPE = "application/vnd.torchd.tensors"
 BINARY_SIZE = "binary_data_size"
 HEAD_AT_MOST = 1024 * 1024
+# The product of a longer shape, or of larger sizes, would keep the daemon busy for minutes.
+DIMENSIONS_AT_MOST = 64
+SIZE_AT_MOST = 2**63 - 1
 
 _PREFIX = struct.Struct("!I")
 _ELEMENT = struct.Struct("<I")
@@ -106,7 +109,9 @@ def check_tensor(tensor: Any) -> None:
     name, shape = tensor["name"], tensor.get("shape")
     if tensor.get("datatype") not in DATATYPES:
         raise TensorsInvalid(f"tensor {name!r}: datatype {tensor.get('datatype')!r} is none of {', '.join(DATATYPES)}")
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+    if isinstance(shape, list) and len(shape) > DIMENSIONS_AT_MOST:
+        raise TensorsInvalid(f"tensor {name!r}: {len(shape)} dimensions; at most {DIMENSIONS_AT_MOST} will do")
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size <= SIZE_AT_MOST for size in shape):
         raise TensorsInvalid(f"tensor {name!r}: shape {shape!r:.100} is no list of whole numbers from 0 up")
     if not isinstance(tensor.get("parameters") or {}, dict):
         raise TensorsInvalid(f"tensor {name!r}: parameters must be an object")

@@ -398,10 +398,11 @@ class Management:
 
     async def customized(self, name: str, version: str = "") -> dict[str, Any] | None:
         """What the handler says of itself; {} if that is no JSON object, None if it says nothing."""
-        call = Call(
-            model=name, version=version, request_id=str(uuid.uuid4()), headers=[Header("describe", "True")], parts=[]
-        )
         model = self._registry.get(name, version)
+        headers = [Header("describe", "True")]
+        if model.settings.sequence_batching:  # it is a sequence of its own, which must not keep a place
+            headers.append(Header(self._machinery.sequence_headers.end, "true"))
+        call = Call(model=name, version=version, request_id=str(uuid.uuid4()), headers=headers, parts=[])
         try:
             replies = await model.submit(call).answer(self._limits.response_bytes)
         except errors.NoWorker as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
 
@@ -32,6 +33,9 @@ class Sink(Protocol):
     def worker_loaded(self, worker: str, model: str, version: str, seconds: float) -> None:
         """A worker has loaded its model."""
 
+    def worker_gone(self, worker: str, model: str, version: str) -> None:
+        """A worker that had loaded its model has ended."""
+
     def of_handler(self, model: str, version: str, worker: str, metric: Metric) -> None:
         """A handler has given a value."""
 
@@ -55,6 +59,9 @@ class NoSink:
         """Nothing."""
 
     def worker_loaded(self, worker: str, model: str, version: str, seconds: float) -> None:
+        """Nothing."""
+
+    def worker_gone(self, worker: str, model: str, version: str) -> None:
         """Nothing."""
 
     def of_handler(self, model: str, version: str, worker: str, metric: Metric) -> None:
@@ -194,9 +201,13 @@ class ModelMetrics:
         """A worker took so long from its start until it was ready."""
         self._metrics.sink.worker_loaded(worker, *self._labels, seconds)
 
+    def worker_gone(self, worker: str) -> None:
+        """A worker that was ready has ended."""
+        self._metrics.sink.worker_gone(worker, *self._labels)
+
     def of_handler(self, metric: Metric, worker: str) -> None:
         """A worker has sent a value: its handler's, or the time of the handler's call, which ends each batch."""
-        if metric.name == "PredictionTime":
+        if metric.name == "PredictionTime" and math.isfinite(metric.value):  # a handler may send what it likes
             self._metrics.sink.thread_time(max(0.0, self._last_step_seconds - metric.value / 1000))
         self._metrics.sink.of_handler(*self._labels, worker, metric)
 

@@ -307,13 +307,13 @@ class ModelVersion:
 
     def _request_done(self, request: Request) -> None:
         self._unfinished.discard(request)
+        if not self._unfinished:
+            self._nothing_left.set()
         self._metrics.outcome("ok" if request.error is None else type(request.error).__name__)
         total_seconds = request.replied_at - request.received_at
         self._metrics.total_seconds(total_seconds)
         if request.error is None:
             self._metrics.answered(request.call.version, request.sent_at - request.received_at, total_seconds)
-        if not self._unfinished:
-            self._nothing_left.set()
 
 
 def _resident_bytes(pid: int) -> int:

@@ -6,7 +6,7 @@ Tensors travel to the worker and back as torchd_protos/tensors.py packs them; th
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,10 @@ class OpenInference:
     def __init__(self, registry: ModelRegistry, inference: Inference) -> None:
         self._registry = registry
         self._inference = inference
+
+    def on_drain(self, tell: Callable[[], object]) -> Callable[[], None]:
+        """Has `tell` called when the server begins to drain; gives what takes that back."""
+        return self._inference.on_drain(tell)
 
     def server_is_ready(self) -> bool:
         """Whether every default version that wants workers has them, and the server is not draining."""

@@ -132,11 +132,14 @@ class Request:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        owner, self._owner = self._owner, None
-        if owner is not None:
-            owner.release(self)
-        self._on_done(self)
+        # First of all, lest whatever goes wrong below costs the client its answer; it runs after all this.
         self._wake()
+        owner, self._owner = self._owner, None
+        try:
+            if owner is not None:
+                owner.release(self)
+        finally:
+            self._on_done(self)
 
     async def answer(self, most_bytes: float = math.inf) -> list[Reply]:
         """The whole answer at once; raises the outcome's error. Leaving early cancels the request.

@@ -190,8 +190,10 @@ class Worker:
             raise self.dead.result()
 
     def allow(self, response_timeout: float) -> None:
-        """A batch may take so long from the next one on."""
+        """A batch may take so long from the next one on, and perhaps hold more."""
         self.plan = replace(self.plan, response_timeout=response_timeout)
+        if self.state is WorkerState.READY:
+            self._policy.has_room(self)
 
     async def stop(self, grace_seconds: float) -> None:
         """Lets it finish what it runs, at most `grace_seconds`, then unloads it; returns when the process is gone."""
@@ -459,6 +461,8 @@ class Worker:
         for request in waiting:
             if request not in again:
                 request.finish(cause if isinstance(cause, errors.WorkerLost) else errors.WorkerDied(str(cause)))
+        if self.was_ready:
+            self._metrics.worker_gone(self.name)
         if not isinstance(cause, errors.Draining):  # nobody had let it go
             self._metrics.worker_failed()
         self.dead.set_result(cause)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,7 +22,12 @@ from google.rpc import error_details_pb2
 from harness.archives import pack_model
 from harness.daemon import Daemon
 from harness.eventually import eventually
-from harness.surfaces import GrpcSurface, error_of
+from harness.surfaces import GrpcSurface, RestSurface, error_of
+
+from torchd_protos.frames import Call
+from torchd_server.inference import Inference
+from torchd_server.registry import ModelRegistry
+from torchd_server.surfaces.sequence_stream import SequenceCall, SequenceStream
 
 PATIENCE = 60.0
 ID, START, END = "ts_request_sequence_id", "ts_request_sequence_start", "ts_request_sequence_end"
@@ -305,3 +311,31 @@ def test_past_client_timeout_a_request_is_answered(tmp_path: Path) -> None:
         status, document, _ = model.rest("1.9", "s", **{START: "true"})
         assert status == 504, document
         assert model.client.describe(model.model).json()[0]["clientTimeoutInMills"] == 200
+
+
+def test_a_customized_description_keeps_no_place_of_a_sequence(tmp_path: Path) -> None:
+    """P07: it is a sequence of one request, which ends with it."""
+    with serving(tmp_path, model="described_sums", maxNumSequence=2) as model:
+        rest = RestSurface(model.daemon)
+        for _ in range(5):
+            described = rest.request("GET", "/models/described_sums?customized=true", port="management")
+            assert described.json()[0]["customizedMetadata"] == {"kind": "sums"}
+        model.sum("1", "a")
+        model.sum("1", "b")
+
+
+def test_a_stream_remembers_no_name_of_a_model_that_is_not_there() -> None:
+    """P07: a client may send as many as it likes."""
+
+    async def nameless() -> AsyncIterator[SequenceCall]:
+        for number in range(1000):
+            yield SequenceCall(Call(model=f"m{number}"), "own", is_own=True)
+
+    async def read() -> None:
+        stream = SequenceStream(Inference(ModelRegistry()))
+        async with aclosing(stream.answers(nameless())) as answers:
+            refused = [answer.status.code async for answer in answers]
+        assert refused == [grpc.StatusCode.NOT_FOUND.value[0]] * 1000
+        assert stream._own == set()
+
+    asyncio.run(read())

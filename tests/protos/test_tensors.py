@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from torchd_protos.tensors import (
     DATATYPES,
+    DIMENSIONS_AT_MOST,
     HEAD_AT_MOST,
     TensorsInvalid,
     flat,
@@ -125,6 +126,8 @@ def one(**tensor: Any) -> dict[str, Any]:
         ([one(shape=[-1])], b"12"),
         ([one(shape=[True, 2])], b"12"),
         ([one(shape=[3])], b"12"),
+        ([one(shape=[2**63, 0])], b""),
+        ([one(shape=[2, *[1] * DIMENSIONS_AT_MOST])], b"12"),
         ([one(parameters=[1])], b"12"),
         ([one(parameters={"binary_data_size": 3})], b"12"),
         ([one(parameters={"binary_data_size": -2})], b"12"),
@@ -137,6 +140,12 @@ def one(**tensor: Any) -> dict[str, Any]:
 def test_a_head_that_does_not_fit_its_data_is_refused(tensors: Any, raw: bytes) -> None:
     with pytest.raises(TensorsInvalid):
         raw_of_each(tensors, memoryview(raw))
+
+
+def test_a_shape_of_very_many_large_sizes_is_refused_before_it_is_multiplied() -> None:
+    """P22: the product of these would take minutes, in the daemon's event loop."""
+    with pytest.raises(TensorsInvalid, match="200000 dimensions; at most"):
+        raw_of_each([one(shape=[2**63 - 1] * 200_000)], memoryview(b"12"))
 
 
 def test_tensors_with_values_in_the_head_and_behind_it_go_together() -> None:

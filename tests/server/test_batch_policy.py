@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from torchd_server.batching.policy import BatchPolicy
 from torchd_server.batching.queues import Fifo
-from torchd_server.batching.turns import EachStep
+from torchd_server.batching.turns import EachStep, FreeRunning
 from torchd_server.batching.waits import WAITS, NoWait
 from torchd_server.request import Request, State
 
@@ -340,6 +340,7 @@ class Stepper:
         assert batch == first, "somebody was overtaken"
         for request in batch:
             request.sent(self)
+        assert 1 <= len(batch) <= self.room, "more than it has room for"
         self.taken += batch
         self.running += batch
 
@@ -389,6 +390,13 @@ class AnySteps(RuleBasedStateMachine):
         self.policy.finished(worker, [request], 0.01)
         self.policy.has_room(worker)
 
+    @rule(size=st.integers(1, 2 * SIZE))
+    def is_resized(self, size: int) -> None:
+        """PUT batch_size; the model version then asks its workers whether they have room now."""
+        self.policy.resize(EachStep(size), size, 100, NoWait)
+        for worker in self.workers:
+            self.policy.has_room(worker)
+
     @rule(number=st.integers(0, 2), begun=st.integers(0, SIZE))
     def dies(self, number: int, begun: int) -> None:
         """What joined last may not have begun."""
@@ -407,7 +415,6 @@ class AnySteps(RuleBasedStateMachine):
 
     @invariant()
     def no_place_is_empty_while_somebody_waits(self) -> None:
-        assert all(len(worker.running) <= SIZE for worker in self.workers)
         queued = sum(request.state is State.QUEUED for request in self.requests)
         assert self.policy.depth == queued
         assert not queued or all(worker.room == 0 for worker in self.workers)
@@ -431,6 +438,29 @@ class AnySteps(RuleBasedStateMachine):
 TestAnySteps = AnySteps.TestCase
 TestAnyTrafficFull = AnyTraffic.TestCase
 TestAnyTrafficAdaptive = AnyTrafficAdaptive.TestCase
+
+
+@pytest.mark.parametrize("turn", [EachStep, FreeRunning])
+def test_a_worker_that_runs_more_than_it_should_since_a_resize_takes_no_more(
+    turn: type[EachStep] | type[FreeRunning],
+) -> None:
+    """PUT batch_size or job_queue_size under load: less than nothing is no room (P22)."""
+    clock = ManualClock()
+    policy = BatchPolicy(Fifo(), SIZE, 100, NoWait(), clock, turn(SIZE))
+    requests = [Request(call(), number, 1000.0, clock, lambda _: None) for number in range(1, SIZE + 1)]
+    worker = Stepper(policy, requests)
+    policy.has_room(worker)
+    for request in requests[:-1]:
+        policy.put(request)
+    policy.resize(turn(1), 1, 100, NoWait)
+    policy.put(requests[-1])
+    assert worker.running == requests[:-1]
+    assert policy.tickets == 0
+    for request in requests[:-1]:
+        worker.running.remove(request)
+        policy.finished(worker, [request], 0.01)
+        policy.has_room(worker)
+    assert worker.running == requests[-1:]
 
 
 class EarlyClock(ManualClock):

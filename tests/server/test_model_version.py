@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,15 @@ from fakes import (
     until,
 )
 
-from torchd_protos.frames import Batch, Load, Started, Unload
+from torchd_protos.frames import Batch, Load, Metric, Started, Unload
 from torchd_server import errors, pool
-from torchd_server.metrics import Metrics
+from torchd_server.metrics import Metrics, NoSink
 from torchd_server.model import ModelState, ModelVersion
-from torchd_server.request import Request
+from torchd_server.request import Request, State
 from torchd_server.settings import ModelSettings
 from torchd_server.store import UnpackedModel
+from torchd_server.torchserve import metrics_config
+from torchd_server.torchserve.recorder import Recorder
 
 
 class Bench:
@@ -271,6 +274,75 @@ async def test_its_metrics_tell_and_go_with_it() -> None:
     assert 'torchd_batch_size_sum{model="m",version="1.0"} 1.0' in text
     await bench.end()
     assert 'model="m"' not in bench.metrics.text().decode()
+
+
+class BrokenSink(NoSink):
+    """A metrics plug-in with a bug."""
+
+    def answered(self, model: str, version: str, queue_seconds: float, total_seconds: float) -> None:
+        raise RuntimeError("a bug in the metrics")
+
+
+async def _serve_and_drain() -> None:
+    bench = Bench(echoes)
+    bench.metrics.sink = BrokenSink()
+    await bench.scaled(1)
+    async with asyncio.timeout(5):
+        assert await body(bench.model.submit(call(b"1"))) == b"1"
+    request = bench.model.submit(call(b"2"))
+    async with asyncio.timeout(5):
+        await bench.model.drain(60.0)
+    assert request.state is State.DONE
+    await bench.end()
+
+
+def test_what_goes_wrong_in_the_metrics_costs_nobody_an_answer_or_the_drain() -> None:
+    """P01, P14. (The loop is told of the bug, which `in_loop` would take for a failure.)"""
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_exception_handler(lambda _, context: None)
+        runner.run(_serve_and_drain())
+
+
+@in_loop
+async def test_a_handlers_own_prediction_time_does_not_end_its_worker() -> None:
+    bench = Bench(loads_only)
+    bench.metrics.sink = Recorder("prometheus", metrics_config.read(None), True, "vm", None)
+    await bench.scaled(1)
+    process = bench.placement.launched[0]
+    request = bench.model.submit(call(b"1"))
+    batch = await process.hears(Batch)
+    process.say(Metric("PredictionTime", -math.inf, "ms", "gauge"), Started(batch.step), *answers(batch))
+    assert await body(request) == b"1"
+    await bench.end()
+
+
+@in_loop
+async def test_a_worker_that_ends_takes_its_series_along() -> None:
+    """P07: every start has a number of its own."""
+    bench = Bench(echoes)
+    bench.metrics.sink = recorder = Recorder("prometheus", metrics_config.read(None), True, "vm", None)
+    await bench.scaled(1)
+    bench.placement.launched[0].exit(-9)
+    await until(lambda: len(bench.placement.launched) == 2 and bench.model.ready_workers)
+    assert recorder.snapshot()(()).decode().count("\nWorkerLoadTime{") == 1
+    await bench.end()
+
+
+@in_loop
+async def test_a_batch_of_sequences_a_worker_that_was_let_go_hands_back_is_answered() -> None:
+    """P01: scaled down, then killed."""
+    bench = Bench(loads_only, sequence_batching=True)
+    await bench.scaled(1)
+    process = bench.placement.launched[0]
+    request = bench.model.submit(call())
+    await process.hears(Batch)
+    bench.model.scale(0, 0)
+    await turns()
+    process.exit(-9)
+    await until(lambda: not bench.model._pool._leaving)
+    finished = request.error
+    await bench.end()
+    assert isinstance(finished, errors.SequenceLost), "it waits for nobody"
 
 
 @in_loop

@@ -295,6 +295,16 @@ def test_a_sequence_of_which_nothing_has_begun_moves() -> None:
     assert other.batches == [[request] for request in requests]
 
 
+def test_what_a_worker_that_was_let_go_hands_back_is_answered() -> None:
+    """P01: its sequence went when it was let go, so nobody else can take it."""
+    bench = Bench(batch_size=1)
+    taker = bench.taker()
+    request = bench.put("a")
+    bench.policy.leave(taker)
+    taker.die(started=False)
+    assert isinstance(request.error, errors.SequenceLost)
+
+
 class AnySequences(RuleBasedStateMachine):
     """Whatever comes in whatever order: one of a sequence at a time, in order, with one worker, and none is lost."""
 
@@ -348,6 +358,16 @@ class AnySequences(RuleBasedStateMachine):
                 request.finish()
             if running:
                 self.bench.policy.finished(leaving, running, 0.01)
+
+    @rule(number=st.integers(0, 2), started=st.booleans())
+    def is_let_go_and_dies(self, number: int, started: bool) -> None:
+        """Scaled down, and killed before it has finished."""
+        if number < len(self.takers):
+            leaving = self.takers.pop(number)
+            self.bench.policy.leave(leaving)
+            running = list(leaving.running)
+            leaving.die(started=started)
+            assert all(request.state is State.DONE for request in running), "nobody holds it any more"
 
     @rule(name=st.sampled_from("abcdef"))
     def handler_ends(self, name: str) -> None:

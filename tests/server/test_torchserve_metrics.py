@@ -219,6 +219,17 @@ def test_random_labels_stop_at_the_limit(caplog: pytest.LogCaptureFixture) -> No
     assert "1000 series already" in warning.getMessage()
 
 
+def test_a_worker_that_is_started_again_and_again_leaves_no_series_behind() -> None:
+    """P07: nor does it use up what its handler's metrics may have."""
+    of = recorder("prometheus", auto_detect=True)
+    for worker in range(SERIES_AT_MOST + 1):
+        of.worker_loaded(str(worker), "mm", "1.0", 0.5)
+        assert page(of).count("\nWorkerLoadTime{") == 1
+        of.worker_gone(str(worker), "mm", "1.0")
+    of.of_handler("mm", "1.0", "1", metric("Mine", 1, "Count", "counter"))
+    assert page(of).count("\nMine{") == 1
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [

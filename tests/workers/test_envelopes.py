@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from torchd_protos.frames import Batch, Call, Failure, Header, Item, Loaded, Part
+from torchd_protos.frames import Batch, Call, Failure, Header, Item, Loaded, Part, Reply
 from torchd_workers.context import Context, RequestProcessor
 from torchd_workers.device import ComputeThreads
 from torchd_workers.headers import Headers
@@ -202,11 +202,6 @@ def test_a_mistake_behind_an_envelope_is_nobody_elses(start, tmp_path):
     ("source", "envelope", "message"),
     [
         (HANDLER, "soap", "service_envelope 'soap' is unknown; it may be body, json, kserve, kservev2"),
-        (
-            "class H:\n    def initialize(self, context): ...\n    async def handle(self, data, context): ...\n",
-            "json",
-            "service_envelope 'json' cannot stand before a handler that is async",
-        ),
     ],
 )
 def test_an_envelope_that_cannot_be_is_told_while_loading(tmp_path, source, envelope, message):
@@ -214,6 +209,54 @@ def test_an_envelope_that_cannot_be_is_told_while_loading(tmp_path, source, enve
     (tmp_path / f"{name}.py").write_text(source)
     with pytest.raises(HandlerNotUsable, match=message):
         load_handler(name, Context("m", str(tmp_path), None, 1, None), ComputeThreads(0), envelope)
+
+
+ASYNC_HANDLER = """\
+import asyncio
+
+
+class Handler:
+    def initialize(self, context):
+        self.waiting = []
+
+    async def handle(self, data, context):
+        mine = asyncio.get_running_loop().create_future()
+        self.waiting.append(mine)
+        if len(self.waiting) == 2:  # both requests are on their way at once
+            for other in self.waiting:
+                other.set_result(None)
+        await mine
+        return [row["data"] if isinstance(row, dict) else row for row in data]
+"""
+
+
+@pytest.mark.parametrize(
+    ("envelope", "bodies", "found"),
+    [
+        ("body", [b'"a"', b'"b"'], ["a", "b"]),
+        ("json", [b'{"instances": [1]}', b'{"instances": [2, 3]}'], [{"predictions": [1]}, {"predictions": [2, 3]}]),
+        ("kserve", [b'{"instances": [1]}', b'{"instances": [2, 3]}'], [{"predictions": [1]}, {"predictions": [2, 3]}]),
+    ],
+)
+def test_an_async_handler_has_its_envelope_for_each_request_of_its_own(start, tmp_path, envelope, bodies, found):
+    """P05: what an envelope remembers of one request never reaches another that runs beside it."""
+    (tmp_path / "handler.py").write_text(ASYNC_HANDLER)
+    worker = start(tmp_path)
+    assert worker.load(loop="async", service_envelope=envelope) == Loaded()
+    worker.send_batch(*bodies)
+    answers = sorted((worker.until(Reply) for _ in bodies), key=lambda reply: reply.request)
+    assert [json.loads(bytes(answer.body)) for answer in answers] == found
+
+
+def test_an_async_handler_answers_in_the_open_inference_protocol(start, tmp_path):
+    (tmp_path / "handler.py").write_text(ASYNC_HANDLER)
+    worker = start(tmp_path)
+    assert worker.load(loop="async", service_envelope="kservev2") == Loaded()
+    one, two = [tensor("a", [1.0])], [tensor("a", [2.0]), tensor("b", [3.0])]
+    worker.send_batch(*(json.dumps({"inputs": inputs}).encode() for inputs in (one, two)))
+    answers = sorted((worker.until(Reply) for _ in range(2)), key=lambda reply: reply.request)
+    outputs = [[output["data"] for output in json.loads(bytes(answer.body))["outputs"]] for answer in answers]
+    assert outputs == [[[1.0]], [[2.0], [3.0]]]
 
 
 def test_a_request_reaches_the_handler_through_the_envelope_of_load(start, tmp_path):

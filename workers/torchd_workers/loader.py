@@ -121,14 +121,13 @@ def _opening(envelope: str, entry: Entry) -> Entry:
     """The entry point behind an envelope. A description has no input that could come in one."""
     if envelope not in ENVELOPES:
         raise HandlerNotUsable(f"service_envelope {envelope!r} is unknown; it may be {', '.join(ENVELOPES)}")
-    if inspect.iscoroutinefunction(entry):
-        raise HandlerNotUsable(f"service_envelope {envelope!r} cannot stand before a handler that is async")
     (cls,) = classes_in(importlib.import_module(ENVELOPES[envelope]))
-    enveloped: Entry = cls(entry).handle
 
     def handle(data: list[Row], context: Context) -> Any:
-        is_described = context.get_request_header(0, "describe") == "True"
-        return (entry if is_described else enveloped)(data, context)
+        if context.get_request_header(0, "describe") == "True":
+            return entry(data, context)
+        # One for each call: it remembers its batch, and async handlers have many calls at once.
+        return cls(entry).handle(data, context)
 
     return handle
 

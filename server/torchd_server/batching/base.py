@@ -51,7 +51,7 @@ class Policy(Protocol):
         """Queues a request whose call was admitted a moment ago."""
 
     def has_room(self, taker: Taker) -> None:
-        """`taker` has room; it gets a batch by `run`, at once or later."""
+        """`taker` may have room; if so it gets a batch by `run`, at once or later."""
 
     def leave(self, taker: Taker, handed_back: Sequence[Request] = ()) -> None:
         """`taker` takes no more batches; `handed_back` were sent to it and have not begun."""

@@ -69,6 +69,7 @@ class BatchPolicy:
         self._limit = limit
         self._wait = make_wait()
         self._collecting_since = None
+        self._idle = deque(taker for taker in self._idle if taker.room)
         self._dispatch()
 
     def put(self, request: Request) -> None:
@@ -87,8 +88,8 @@ class BatchPolicy:
         self._dispatch()
 
     def has_room(self, taker: Taker) -> None:
-        """`taker` has room; it gets a batch by `run`, at once or later."""
-        if taker not in self._idle:
+        """`taker` may have room; if so it gets a batch by `run`, at once or later."""
+        if taker.room and taker not in self._idle:  # after a resize it may run more than it should
             self._idle.append(taker)
         self._dispatch()
 

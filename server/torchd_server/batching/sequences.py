@@ -199,7 +199,9 @@ class SequencePolicy:
     def leave(self, taker: Taker, handed_back: Sequence[Request] = ()) -> None:
         """`taker` and the states it keeps are gone. Sequences of which nothing had begun go elsewhere."""
         home = self._homes.pop(taker, None)
-        if home is None:
+        if home is None:  # it was let go before and died since: its sequences were told then
+            for request in handed_back:
+                request.finish(errors.SequenceLost(*self._model, self._header(request.call, self._headers.id)))
             return
         home.leave(taker)
         unsent = {*handed_back, *home.waiting()}

@@ -41,7 +41,7 @@ class EachStep:
 
     def room(self, running: int) -> int:
         """What the next call may hold beside the live ones."""
-        return self.size - running
+        return max(0, self.size - running)  # after a resize more may run
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,4 +54,4 @@ class FreeRunning:
 
     def room(self, running: int) -> int:
         """What is left of the most."""
-        return self.most - running
+        return max(0, self.most - running)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -153,28 +152,44 @@ class OpenInferenceSurface:
         self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Answers in the order of the requests; an error is a message, after which the stream goes on."""
-        accepted: asyncio.Queue[_Streamed | None] = asyncio.Queue(STREAMED_AHEAD)
-        reader = asyncio.get_running_loop().create_task(self._accept(requests, context, accepted))
+        accepted: asyncio.Queue[_Streamed | None] = asyncio.Queue()
+        places = asyncio.Semaphore(STREAMED_AHEAD)
+        reader = asyncio.create_task(self._accept(requests, context, accepted, places), name="read ModelStreamInfer")
+        forget = self._use.on_drain(reader.cancel)
         current: _Streamed | None = None
         try:
             while (current := await accepted.get()) is not None:
+                places.release()
                 async for message in self._answers(current):
                     yield message
+            await asyncio.wait([reader])
+            if reader.cancelled():  # nobody reads what this client still has to say
+                await abort(context, errors.Draining())
+            elif (error := reader.exception()) is not None:
+                logger.debug("a stream could not be read to its end: %s", error)
+                await abort(context, errors.BadRequest("a message of the stream could not be read"))
         finally:
+            forget()
             reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reader
             left = [current, *(accepted.get_nowait() for _ in range(accepted.qsize()))]
             for streamed in left:  # a client that left takes its requests back
                 if streamed is not None and streamed.request is not None:
                     streamed.request.cancel()
+            await asyncio.wait([reader])
 
     async def _accept(
-        self, requests: AsyncIterator[pb.ModelInferRequest], context: Context, accepted: asyncio.Queue[_Streamed | None]
+        self,
+        requests: AsyncIterator[pb.ModelInferRequest],
+        context: Context,
+        accepted: asyncio.Queue[_Streamed | None],
+        places: asyncio.Semaphore,
     ) -> None:
-        async for asked in requests:
-            await accepted.put(self._submitted(asked, context))
-        await accepted.put(None)
+        try:
+            async for asked in requests:
+                await places.acquire()
+                accepted.put_nowait(self._submitted(asked, context))
+        finally:  # whatever ends the reading, who answers must not wait for more
+            accepted.put_nowait(None)
 
     def _submitted(self, asked: pb.ModelInferRequest, context: Context) -> _Streamed:
         try:

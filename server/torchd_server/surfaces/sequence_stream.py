@@ -82,9 +82,9 @@ class SequenceStream:
         try:
             async for call in calls:
                 await self._places.acquire()
-                if call.is_own:
-                    self._own.add((call.call.model, call.call.version, call.sequence))
                 pending = _Pending(call.sequence, await self._submit(call.call))
+                if call.is_own and isinstance(pending.outcome, Request):  # the names of others are without number
+                    self._own.add((call.call.model, call.call.version, call.sequence))
                 self._unanswered.append(pending)
                 self._pending.put_nowait(pending)
         finally:

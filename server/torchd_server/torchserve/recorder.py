@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 SERIES_AT_MOST = 1000  # of one model (E22)
 OURS = "torchd_"
 HOST = "Host"
+LOAD_TIME = "WorkerLoadTime"
 DEFAULT_VERSION = "default"
 _LEGACY = ("ts_inference_requests_total", "ts_inference_latency_microseconds", "ts_queue_latency_microseconds")
 # In the log a name may be what it wants as long as the line can be read.
@@ -76,8 +77,17 @@ class Recorder:
 
     def worker_loaded(self, worker: str, model: str, version: str, seconds: float) -> None:
         """A worker has loaded its model."""
-        labels = (f"W-{worker}-{model}_{version}", HOST, self._hostname)
-        self._record("WorkerLoadTime", labels, float(int(seconds * 1000)), model)
+        self._record(LOAD_TIME, self._worker_labels(worker, model, version), float(int(seconds * 1000)), model)
+
+    def worker_gone(self, worker: str, model: str, version: str) -> None:
+        """A worker has ended: each has a name of its own, so its series would stay one more for each restart."""
+        labels = self._worker_labels(worker, model, version)
+        if (family := self._families.get(LOAD_TIME)) is not None:
+            family.forget(labels)
+        self._owned.get(model, set()).discard((LOAD_TIME, labels))
+
+    def _worker_labels(self, worker: str, model: str, version: str) -> tuple[str, ...]:
+        return (f"W-{worker}-{model}_{version}", HOST, self._hostname)
 
     def http_answered(self, status: int) -> None:
         """A REST port has answered; what is neither 2xx nor 4xx counts as 5XX."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from copy import copy
+from inspect import isawaitable
 from typing import Any
 
 from torchd_workers.failures import PredictionException
@@ -22,8 +23,7 @@ class BaseEnvelope:
         self.context = context
         if data:
             data = self.parse_input(data)
-        results = self._handle_fn(data, context)
-        return self.format_output(results) if results else results
+        return then(self._handle_fn(data, context), lambda found: self.format_output(found) if found else found)
 
     def parse_input(self, data: Any) -> Any:
         """What the handler gets for the batch."""
@@ -32,6 +32,15 @@ class BaseEnvelope:
     def format_output(self, data: Any) -> Any:
         """What the clients get for the handler's output."""
         raise NotImplementedError(f"{type(self).__name__} does not override format_output")
+
+
+def then(results: Any, go_on: Callable[[Any], Any]) -> Any:
+    """`go_on` with the handler's results: at once, or awaited where the handler is async."""
+    return _later(results, go_on) if isawaitable(results) else go_on(results)
+
+
+async def _later(results: Awaitable[Any], go_on: Callable[[Any], Any]) -> Any:
+    return go_on(await results)
 
 
 def body_of(row: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from torchd_workers.failures import PredictionException
-from torchd_workers.handlers.envelopes.base import BaseEnvelope, alone, body_of, field_of
+from torchd_workers.handlers.envelopes.base import BaseEnvelope, alone, body_of, field_of, then
 
 _DATATYPES = {
     "bool": "BOOL",
@@ -36,24 +36,29 @@ class KServev2Envelope(BaseEnvelope):
             return self._handle_fn(data, context)
         bodies = [body_of(row) for row in data]
         inputs = [[_read(tensor) for tensor in field_of(body, "inputs")] for body in bodies]
+        ids = [_id(body) or context.get_request_id(row) for row, body in enumerate(bodies)]
+
+        def responses(by_request: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+            return [_response(identity, context, outputs) for identity, outputs in zip(ids, by_request, strict=True)]
+
         if all(len(tensors) == 1 for tensors in inputs):
             outputs = self._outputs([tensors[0] for tensors in inputs], context)
-            by_request = [[output] for output in outputs]
-            contexts = [context] * len(data)
-        else:
-            contexts = [context] if len(data) == 1 else [alone(context, row) for row in range(len(data))]
-            by_request = [self._outputs(tensors, one) for tensors, one in zip(inputs, contexts, strict=True)]
-        ids = [_id(body) or context.get_request_id(row) for row, body in enumerate(bodies)]
-        return [_response(identity, context, outputs) for identity, outputs in zip(ids, by_request, strict=True)]
+            return then(outputs, lambda found: responses([[output] for output in found]))
+        if len(data) == 1:
+            return then(self._outputs(inputs[0], context), lambda found: responses([found]))
+        return responses([self._outputs(tensors, alone(context, row)) for row, tensors in enumerate(inputs)])
 
-    def _outputs(self, inputs: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+    def _outputs(self, inputs: list[dict[str, Any]], context: Any) -> Any:
         names = [tensor["name"] for tensor in inputs]
         context.input_names = names  # TorchServe's place for them, where handlers look
-        values = self._handle_fn(inputs, context)
-        if not isinstance(values, list) or len(values) > len(names):
-            said = len(values) if isinstance(values, list) else f"a {type(values).__name__}"
-            raise ValueError(f"the handler returned {said} for the inputs {', '.join(names)}; one output for each")
-        return [_output(name, value) for name, value in zip(names, values, strict=False)]
+        return then(self._handle_fn(inputs, context), lambda values: _outputs_of(names, values))
+
+
+def _outputs_of(names: list[str], values: Any) -> list[dict[str, Any]]:
+    if not isinstance(values, list) or len(values) > len(names):
+        said = len(values) if isinstance(values, list) else f"a {type(values).__name__}"
+        raise ValueError(f"the handler returned {said} for the inputs {', '.join(names)}; one output for each")
+    return [_output(name, value) for name, value in zip(names, values, strict=False)]
 
 
 def _read(tensor: Any) -> dict[str, Any]:
