@@ -32,6 +32,10 @@ from torchd_server.surfaces.rest.routes import (
     metrics_endpoints,
     port,
 )
+from torchd_server.surfaces.rest.tokens import TokenRenewal
+from torchd_server.surfaces.token_file import TokenFile
+from torchd_server.workflow_store import WorkflowStore
+from torchd_server.workflows import Workflows
 
 
 async def said(request: HttpRequest, variables: Variables) -> HttpResponse:
@@ -157,9 +161,12 @@ class Server:
             True,
             lambda: 1,
         )
+        store = WorkflowStore(tmp_path / "store", tmp_path)
+        workflows = Workflows(store, management, registry, inference, ManualClock(), Limits(), True)
+        renewal = TokenRenewal(TokenFile(tmp_path / "keys", 60.0, False), False)
         self.ports = {
-            "inference": inference_endpoints(inference, open_inference),
-            "management": management_port_endpoints(management, open_inference),
+            "inference": inference_endpoints(inference, open_inference, workflows),
+            "management": management_port_endpoints(management, open_inference, workflows, renewal),
             "metrics": metrics_endpoints(Metrics()),
         }
         self.ports["all"] = [row for endpoints in list(self.ports.values()) for row in endpoints]
