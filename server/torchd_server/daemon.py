@@ -205,8 +205,7 @@ class Daemon:
         self._core = Core(settings, run_directory.scratch)
         self._access_log = AccessLog(logs.write) if settings.log_files.logs is not None else None
         self._system_metrics: asyncio.Task[None] | None = None
-        guard = self._plugins.auth(settings) if self._plugins.auth is not None else None
-        self._edge = Edge(settings, run_directory, self._core.metrics, guard)
+        self._edge = Edge(settings, run_directory, self._core.metrics, self._plugins.guard(settings))
         inference = [inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name]
         inference += open_inference_grpc.NAMES if settings.open_inference else ()
         inference.append(workflow_pb2.DESCRIPTOR.services_by_name["WorkflowInferenceService"].full_name)
