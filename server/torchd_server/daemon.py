@@ -171,7 +171,10 @@ def _dependencies(settings: ServerSettings) -> Dependencies | None:
     # TorchServe's archives name packages as they like; the secure posture takes only what it can verify.
     posture = settings.posture
     return Dependencies(
-        settings.environment, posture.worker_environment, only_hashed_wheels=posture.name != "torchserve"
+        settings.environment,
+        posture.worker_environment,
+        settings.hidden_environment,
+        only_hashed_wheels=posture.name != "torchserve",
     )
 
 
