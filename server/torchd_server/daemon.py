@@ -305,6 +305,8 @@ class Daemon:
 
     async def _load_models(self) -> None:
         """One model that cannot be registered does not stop the others."""
+        await self._core.store.clear()
+        await self._core.workflows.start()
         if self._settings.snapshot is not None:
             await restore(self._settings.snapshot, self._core.management)
             return
