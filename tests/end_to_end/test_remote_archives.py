@@ -136,3 +136,13 @@ def test_a_start_clears_the_store_of_downloads_that_were_broken_off(tmp_path: Pa
     with Daemon(tmp_path / "daemon", store=store) as daemon:
         assert files(store) == []
         assert ".downloading-abc" in daemon.log
+
+
+def test_a_killed_server_comes_up_again_with_the_models_it_had_fetched(tmp_path: Path, store: Path, site: str) -> None:
+    """D07: the file it left stands where it would download to; a supervisor starts it with the same command."""
+    for _ in range(2):
+        daemon = Daemon(tmp_path / "daemon", store=store, command="torchserve", models=(f"{site}/echo.mar",)).start()
+        assert "was not registered" not in daemon.log
+        assert RestSurface(daemon).request("GET", "/models/echo", port="management").status == 200
+        daemon.kill()
+    assert "is not fetched: the model store has echo.mar" in daemon.log
