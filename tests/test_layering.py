@@ -51,6 +51,7 @@ FLOORS = {
     "link": 2,
     "run_directory": 2,
     "bounded_yaml": 1,
+    "environment": 1,
     "service_manager": 1,
     "clock": 1,
     "errors": 1,

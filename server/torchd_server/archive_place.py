@@ -59,6 +59,11 @@ class ArchivePlace:
             return []
         return sorted(entry.name for entry in entries if self._is_archive(entry))
 
+    async def clear(self) -> None:
+        """Removes what killed daemons left of their downloads."""
+        if self._downloads is not None and self._directory is not None:
+            await self._downloads.clear(self._directory)
+
     async def locate(self, url: str, s3_sse_kms: bool = False) -> Located:
         """The archive of this name or URL; raises ArchiveNotFound, UrlNotAllowed, DownloadFailed or BadRequest."""
         if not url:

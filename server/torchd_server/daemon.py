@@ -171,7 +171,10 @@ def _dependencies(settings: ServerSettings) -> Dependencies | None:
     # TorchServe's archives name packages as they like; the secure posture takes only what it can verify.
     posture = settings.posture
     return Dependencies(
-        settings.environment, posture.worker_environment, only_hashed_wheels=posture.name != "torchserve"
+        settings.environment,
+        posture.worker_environment,
+        settings.hidden_environment,
+        only_hashed_wheels=posture.name != "torchserve",
     )
 
 
@@ -205,8 +208,7 @@ class Daemon:
         self._core = Core(settings, run_directory.scratch)
         self._access_log = AccessLog(logs.write) if settings.log_files.logs is not None else None
         self._system_metrics: asyncio.Task[None] | None = None
-        guard = self._plugins.auth(settings) if self._plugins.auth is not None else None
-        self._edge = Edge(settings, run_directory, self._core.metrics, guard)
+        self._edge = Edge(settings, run_directory, self._core.metrics, self._plugins.guard(settings))
         inference = [inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name]
         inference += open_inference_grpc.NAMES if settings.open_inference else ()
         inference.append(workflow_pb2.DESCRIPTOR.services_by_name["WorkflowInferenceService"].full_name)
@@ -303,6 +305,8 @@ class Daemon:
 
     async def _load_models(self) -> None:
         """One model that cannot be registered does not stop the others."""
+        await self._core.store.clear()
+        await self._core.workflows.start()
         if self._settings.snapshot is not None:
             await restore(self._settings.snapshot, self._core.management)
             return

@@ -15,12 +15,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torchd_server import errors
+from torchd_server.environment import passed_on
 
 KEPT_LINES = 20
 REQUIREMENTS_BYTES = 256 * 1024
 # An option of pip, a URL, a path: what only looks like a requirement. Continuation lines hold the hashes.
 _NOT_HASHED = re.compile(r"^\s*(?!--hash=)(-|\.|/)|://|\s@\s")
-_SETTINGS_OF_PIP = re.compile(r"PIP_.*|(https?|no|all)_proxy", re.IGNORECASE)
+_SETTINGS_OF_PIP = r"(?i:PIP_.*|(https?|no|all)_proxy)"
+# Runs a command that dies with this process, whatever kills it: nobody would wait for its end, or take its time.
+_LEASH = """\
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class Dependencies:
@@ -30,17 +39,14 @@ class Dependencies:
         self,
         environment: Mapping[str, str],
         allowed: str | None,
+        hidden: str = "",
         *,
         only_hashed_wheels: bool,
         timeout: float = 900.0,
     ) -> None:
-        pattern = re.compile(allowed) if allowed is not None else None
-        self._environment = {
-            name: value
-            for name, value in environment.items()
-            if (pattern is None or pattern.fullmatch(name) or _SETTINGS_OF_PIP.fullmatch(name))
-            and name not in ("PYTHONPATH", "PYTHONHOME")
-        }
+        # What packages run when they are built sees what their handlers will see, and pip's own settings.
+        seen = passed_on(environment, None if allowed is None else f"{allowed}|{_SETTINGS_OF_PIP}", hidden)
+        self._environment = {name: value for name, value in seen.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
         self._only_hashed_wheels = only_hashed_wheels
         self._timeout = timeout
 
@@ -85,6 +91,7 @@ class Dependencies:
     async def _run(self, model: str, command: Sequence[str], folder: Path) -> None:
         lines: deque[str] = deque(maxlen=KEPT_LINES)
         process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid())),
             *command,
             cwd=folder,
             env=self._environment,

@@ -8,6 +8,8 @@ operator's own credentials to those services.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import http.client
 import io
 import logging
@@ -29,6 +31,8 @@ from torchd_server.url_policy import BUCKETS, Remote, UrlPolicy
 
 logger = logging.getLogger(__name__)
 PART_PREFIX = ".downloading-"
+# A part may have been made and not be locked yet.
+YOUNG_SECONDS = 1.0
 _CHUNK = 1 << 18
 _MIB = 1 << 20
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -67,6 +71,10 @@ class Downloads:
         self._limits = limits or DownloadLimits()
         self._resolve = resolver
         self._now = now
+
+    async def clear(self, folder: Path) -> None:
+        """Removes what daemons that were killed had begun to download into the folder."""
+        await asyncio.to_thread(_clear, folder)
 
     async def fetch(self, url: str, folder: Path, s3_sse_kms: bool = False) -> Path:
         """Brings the URL's file into the folder and answers its path; a file of this name that is there stays.
@@ -117,6 +125,7 @@ class _Transfer:
         part = Path(name)
         try:
             with open(descriptor, "wb") as file:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # by which other daemons of this store know that it lives
                 self._copy(remote, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -225,6 +234,17 @@ class _Transfer:
         if self._is_given_up:
             self.abort()
         return raw
+
+
+def _clear(folder: Path) -> None:
+    for part in folder.glob(f"{PART_PREFIX}*"):
+        with contextlib.suppress(OSError):  # it is somebody else's, or gone, or just being made
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with open(os.open(part, flags), "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(file.fileno()).st_mtime > YOUNG_SECONDS:
+                    part.unlink()
+                    logger.warning("%s, a download that was broken off, was removed", part)
 
 
 def _reserve(target: Path) -> None:

@@ -93,6 +93,7 @@ class ArchiveExists(TorchdError):
     """A download would take the place of a file in the store."""
 
     def __init__(self, name: str) -> None:
+        self.archive = name
         super().__init__(f"Model file already exists {name}")
 
 

@@ -161,7 +161,13 @@ class Management:
         name, equals, url = entry.partition("=")
         if not equals or "://" in name:
             name, url = "", entry
-        await self._register(RegisterModel(url, name or None, synchronous=False, at_startup=True))
+        call = RegisterModel(url, name or None, synchronous=False, at_startup=True)
+        try:
+            await self._register(call)
+        except errors.ArchiveExists as error:
+            # A server that was killed has left what it had downloaded: it must come up again by the same command.
+            logger.warning("%s is not fetched: the model store has %s, which is taken", url, error.archive)
+            await self._register(replace(call, url=error.archive))
 
     async def restore(self, call: RegisterModel, version: str, is_default: bool) -> None:
         """Registers a version as a snapshot has it; its workers load while the server starts."""

@@ -10,17 +10,19 @@ config.properties). Nothing is loaded because it happens to be installed.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from torchd_server import errors
 from torchd_server.batching.waits import WAITS, BatchWait
 from torchd_server.inference import Inference
 from torchd_server.management import Management
 from torchd_server.settings import BATCH_WAITS, ServerSettings, SettingInvalid
-from torchd_server.surfaces.auth import Guard
+from torchd_server.surfaces.auth import Access, Guard
 from torchd_server.surfaces.rest.router import Endpoint
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class Plugins:
 
     endpoints: Mapping[str, EndpointsPlugin] = field(default_factory=dict)
     auth: AuthPlugin | None = None
+    auth_name: str = ""
     batching: Mapping[str, BatchingPlugin] = field(default_factory=dict)
 
     def endpoints_of(self, served: Served) -> dict[str, list[Endpoint]]:
@@ -65,6 +68,15 @@ class Plugins:
                         raise SettingInvalid("plugins", name, f"a list of Endpoint, not of {type(endpoint).__name__}")
                     found[port].append(endpoint)
         return found
+
+    def guard(self, settings: ServerSettings) -> Guard | None:
+        """What decides who may call; None where no plug-in does. Raises SettingInvalid for one that gives no guard."""
+        if self.auth is None:
+            return None
+        guard = self.auth(settings)
+        if not callable(getattr(guard, "check", None)):
+            raise SettingInvalid("plugins", self.auth_name, f"a plug-in that gives a Guard, not {type(guard).__name__}")
+        return _ForeignGuard(guard)
 
     def install(self) -> None:
         """Lets models name their rules of batching."""
@@ -91,7 +103,36 @@ def load(names: Sequence[str]) -> Plugins:
         raise SettingInvalid("plugins", taken[0], f"a batching rule with another name than {', '.join(BATCH_WAITS)}")
     if len(auths) > 1:
         raise SettingInvalid("plugins", " ".join(auths), "one plug-in that decides who may call")
-    return Plugins(endpoints, next(iter(auths.values()), None), batching)
+    return Plugins(endpoints, next(iter(auths.values()), None), next(iter(auths), ""), batching)
+
+
+class _ForeignGuard:
+    """A plug-in's guard, which lets a call in by returning None and in no other way: one that was written `async`, that
+    answers False instead of raising, or that fails would otherwise have let everybody in."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def check(self, access: Access, authorization: Sequence[str]) -> None:
+        """Raises what the plug-in raises, and Unauthorized for whatever else it does but return None."""
+        check: Callable[[Access, Sequence[str]], object] = self._guard.check
+        try:
+            said = check(access, authorization)
+        except errors.TorchdError:
+            raise
+        except Exception as error:  # foreign code
+            logger.exception("the plug-in that decides who may call failed; the call was refused")
+            raise errors.Unauthorized(_REFUSED) from error
+        if said is not None:
+            if inspect.iscoroutine(said):
+                said.close()
+            logger.error(
+                "check() of the plug-in that decides who may call gave %.100r; it must raise or give None", said
+            )
+            raise errors.Unauthorized(_REFUSED)
+
+
+_REFUSED = "this server's plug-in for authorization could not decide; its log says why"
 
 
 def _imported(point: EntryPoint) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import logging
 import os
 import signal
@@ -40,6 +41,7 @@ TORCHSERVE_VERSION = "0.12.0"  # whose behaviour this command has
 # sysexits.h and errno: what went wrong, for scripts.
 EX_USAGE, EX_CONFIG, EX_IN_USE = 64, 78, 98
 READY_LINE = "Model server started."
+_PR_SET_DUMPABLE = 4
 T = TypeVar("T")
 
 
@@ -120,6 +122,7 @@ def _run(settings: ServerSettings, ready: Callable[[], None] = lambda: None) -> 
     from torchd_server.surfaces.edge import AddressInUse
 
     _reset_signals()
+    _hide_memory()
     try:
         _runner()(daemon.serve(settings, say_ready))
     except (RunDirectoryTaken, AddressInUse) as error:
@@ -127,12 +130,6 @@ def _run(settings: ServerSettings, ready: Callable[[], None] = lambda: None) -> 
     except SettingInvalid as error:  # a certificate or key that cannot be used, a plug-in that nobody knew before
         _refuse(str(error), EX_CONFIG)
     sys.exit(0)
-
-
-def _say_ready() -> None:
-    """In one write: the log's thread may be at the same descriptor."""
-    sys.stdout.write(f"{READY_LINE}\n")
-    sys.stdout.flush()
 
 
 def _runner() -> Callable[..., object]:
@@ -146,6 +143,13 @@ def _runner() -> Callable[..., object]:
 def _reset_signals() -> None:
     """A daemon started from a script's background (`&`) inherits SIGINT ignored; we stop on it all the same."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _hide_memory() -> None:
+    """The tokens and the TLS key are in this process's memory and the operator's environment: its workers, which run
+    whatever an archive brings as the same user, may not read it, and no core dump shows it (E16)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)
 
 
 def _serve_parser() -> argparse.ArgumentParser:

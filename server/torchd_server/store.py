@@ -72,6 +72,10 @@ class ModelStore:
         """Every archive there is, in order of its name."""
         return self._place.names()
 
+    async def clear(self) -> None:
+        """Removes what killed daemons left of their downloads."""
+        await self._place.clear()
+
     async def fetch(self, url: str, model_name: str = "", s3_sse_kms: bool = False) -> UnpackedModel:
         """Unpacks the archive of this name or URL; raises ArchiveNotFound, UrlNotAllowed, DownloadFailed,
         ArchiveInvalid or DependenciesFailed. Whatever it raises, nothing is left behind."""

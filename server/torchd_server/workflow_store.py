@@ -38,6 +38,10 @@ class WorkflowStore:
         self._scratch = scratch
         self._numbers = itertools.count(1)
 
+    async def clear(self) -> None:
+        """Removes what killed daemons left of their downloads."""
+        await self._place.clear()
+
     async def fetch(self, url: str, s3_sse_kms: bool = False) -> UnpackedWorkflow:
         """Unpacks the archive of this name or URL; raises WorkflowArchiveNotFound, UrlNotAllowed, DownloadFailed or
         WorkflowInvalid, and then leaves nothing behind."""

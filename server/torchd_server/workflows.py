@@ -235,6 +235,10 @@ class Workflows:
         finally:
             workflow.leave()
 
+    async def start(self) -> None:
+        """Clears the store of what killed daemons left."""
+        await self._store.clear()
+
     async def drain(self, grace_seconds: float) -> None:
         """Waits until the running calls are answered, at most `grace_seconds`."""
         await asyncio.gather(

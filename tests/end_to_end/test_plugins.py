@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from harness.commands import ROOT
 from harness.daemon import Daemon
-from harness.surfaces import RestSurface
+from harness.surfaces import RestSurface, open_channel
 
 from torchd_archiver.packing import PackRequest, pack
 
@@ -28,6 +28,33 @@ def open_to_all(served):
 
 def wrong_port(served):
     return {"metric": []}
+
+
+def no_guard(settings):
+    return None
+
+
+class Guard:
+    def __init__(self, settings):
+        pass
+
+    def __len__(self):
+        return 0
+
+
+class AsyncGuard(Guard):
+    async def check(self, access, authorization):
+        raise PermissionError
+
+
+class PoliteGuard(Guard):
+    def check(self, access, authorization):
+        return authorization == ["Bearer sesame"]
+
+
+class FailingGuard(Guard):
+    def check(self, access, authorization):
+        return {}[access]
 """
 
 
@@ -44,6 +71,12 @@ def installed(tmp_path: Path) -> Path:
         "open-to-all": "broken_plugins:open_to_all",
         "wrong-port": "broken_plugins:wrong_port",
         "gone": "no_such_module:endpoints",
+    }
+    groups["torchd.auth"] |= {
+        "no-guard": "broken_plugins:no_guard",
+        "async": "broken_plugins:AsyncGuard",
+        "polite": "broken_plugins:PoliteGuard",
+        "failing": "broken_plugins:FailingGuard",
     }
     groups["torchd.batching"] |= {"full": "torchd_example_plugins.half_full:HalfFull"}
     lines = [
@@ -100,6 +133,29 @@ def test_a_guard_decides_instead_of_the_tokens(tmp_path: Path) -> None:
         assert rest.request("GET", "/models", port="management", headers=wrong).status == 401
         assert rest.request("POST", "/predictions/mirror", b"").status == 401
         assert rest.request("GET", "/execution-parameters").status == 200
+        for name in ("grpc_inference", "grpc_management"):
+            for shown, code in (("sesame", "UNIMPLEMENTED"), ("other", "UNAUTHENTICATED"), ("", "UNAUTHENTICATED")):
+                assert end_of(daemon, name, "/no.such.Service/Method", shown) == code
+            assert end_of(daemon, name, "/grpc.health.v1.Health/Check", "") == "OK"
+
+
+@pytest.mark.parametrize("name", ["async", "polite", "failing"])
+def test_a_guard_that_does_not_return_none_lets_nobody_in(tmp_path: Path, name: str) -> None:
+    """S23: of the mistakes a plug-in's author may make none opens the server."""
+    with daemon_with(tmp_path, name) as daemon:
+        rest = RestSurface(daemon)
+        for shown in ("sesame", "other"):
+            given = {"Authorization": f"Bearer {shown}"}
+            assert rest.request("GET", "/models", port="management", headers=given).status == 401
+            assert end_of(daemon, "grpc_management", "/no.such.Service/Method", shown) == "UNAUTHENTICATED"
+
+
+def end_of(daemon: Daemon, port: str, method: str, token: str) -> str:
+    """The code a call with an empty message ends with."""
+    with open_channel(daemon, port) as channel:
+        metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        call = channel.unary_unary(method).future(b"", metadata=metadata, timeout=20.0)
+        return str(call.code().name)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +167,7 @@ def test_a_guard_decides_instead_of_the_tokens(tmp_path: Path) -> None:
         ("wrong-port", "not for 'metric'"),
         ("full", "another name than adaptive, full"),
         ("key-in-environment", "EXAMPLE_KEY"),
+        ("no-guard", "not NoneType"),
     ],
 )
 def test_a_plug_in_that_will_not_do_stops_the_start(tmp_path: Path, name: str, words: str) -> None:

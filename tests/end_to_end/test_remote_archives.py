@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -126,3 +127,22 @@ def test_the_secure_posture_takes_no_url_at_all(tmp_path: Path, store: Path, sit
                 assert error is not None
                 assert (error.code, error.reason) == ("PERMISSION_DENIED", "URL_NOT_ALLOWED")
     assert files(store) == []
+
+
+def test_a_start_clears_the_store_of_downloads_that_were_broken_off(tmp_path: Path, store: Path) -> None:
+    part = store / ".downloading-abc"
+    part.write_bytes(b"half")
+    os.utime(part, (0, 0))
+    with Daemon(tmp_path / "daemon", store=store) as daemon:
+        assert files(store) == []
+        assert ".downloading-abc" in daemon.log
+
+
+def test_a_killed_server_comes_up_again_with_the_models_it_had_fetched(tmp_path: Path, store: Path, site: str) -> None:
+    """D07: the file it left stands where it would download to; a supervisor starts it with the same command."""
+    for _ in range(2):
+        daemon = Daemon(tmp_path / "daemon", store=store, command="torchserve", models=(f"{site}/echo.mar",)).start()
+        assert "was not registered" not in daemon.log
+        assert RestSurface(daemon).request("GET", "/models/echo", port="management").status == 200
+        daemon.kill()
+    assert "is not fetched: the model store has echo.mar" in daemon.log

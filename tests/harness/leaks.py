@@ -106,9 +106,10 @@ def _belongs(process: psutil.Process, folder: Path) -> bool:
         return False
     mark = str(folder)
     try:
+        # The command line first: of a daemon whoever is not root may read nothing else.
         return (
-            process.cwd().startswith(mark)
-            or any(mark in word for word in process.cmdline())
+            any(mark in word for word in process.cmdline())
+            or process.cwd().startswith(mark)
             or any(mark in value for value in process.environ().values())
         )
     except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):

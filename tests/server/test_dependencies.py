@@ -6,6 +6,9 @@ import asyncio
 import base64
 import hashlib
 import os
+import socket
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +172,46 @@ def test_a_hashed_wheel_is_installed_in_the_secure_posture(
 def test_pip_sees_its_own_settings_and_no_secret(tmp_path: Path, environment: dict[str, str]) -> None:
     seen = Dependencies(environment, "PATH", only_hashed_wheels=True)._environment
     assert seen.keys() == {"PATH", "PIP_NO_INDEX", "PIP_FIND_LINKS"}
+
+
+def test_what_is_hidden_from_workers_is_hidden_from_what_they_install(environment: dict[str, str]) -> None:
+    """Building a package runs its code: blacklist_env_vars holds for it, too."""
+    seen = Dependencies(environment, None, "SEC.*", only_hashed_wheels=False)._environment
+    assert seen.keys() == {"PATH", "PIP_NO_INDEX", "PIP_FIND_LINKS"}
+
+
+INSTALLER = """
+import asyncio, os, sys
+from pathlib import Path
+from torchd_server.dependencies import Dependencies
+
+dependencies = Dependencies(dict(os.environ), None, only_hashed_wheels=False)
+asyncio.run(dependencies.into_folder("m", Path(sys.argv[1]), Path(sys.argv[2])))
+"""
+
+
+def test_pip_ends_with_the_daemon_that_started_it(tmp_path: Path) -> None:
+    """P15: it would go on writing into a folder that the next daemon has cleared."""
+    (tmp_path / "requirements.txt").write_text("answerlib\n")
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        index.settimeout(60.0)
+        url = f"http://127.0.0.1:{index.getsockname()[1]}/simple"
+        daemon = subprocess.Popen(
+            [sys.executable, "-c", INSTALLER, str(tmp_path / "requirements.txt"), str(tmp_path)],
+            env=os.environ | {"PIP_INDEX_URL": url, "PIP_TIMEOUT": "60"},
+        )
+        try:
+            connection, _ = index.accept()
+            with connection:
+                connection.settimeout(20.0)
+                assert connection.recv(4).startswith(b"GET")
+                daemon.kill()
+                daemon.wait()
+                while connection.recv(65536):
+                    pass
+        finally:
+            daemon.kill()
+            daemon.wait()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import ssl
 import subprocess
@@ -17,7 +18,7 @@ from time import monotonic
 import pytest
 
 from torchd_server import errors
-from torchd_server.download import DownloadLimits, Downloads, resolve
+from torchd_server.download import PART_PREFIX, DownloadLimits, Downloads, resolve
 from torchd_server.url_policy import UrlPolicy
 
 Page = Callable[[BaseHTTPRequestHandler], None]
@@ -425,3 +426,34 @@ def test_https_checks_the_name_whatever_address_was_pinned_and_never_goes_back_t
         with pytest.raises(errors.DownloadFailed, match="ertificate"):
             fetch(downloads, f"https://other.example:{port}/x.mar", store)
     assert os.listdir(store) == ["good.mar"]
+
+
+def test_what_a_killed_daemon_had_begun_is_cleared_and_what_lives_is_not(tmp_path: Path) -> None:
+    """Sixteen gigabytes of a download that SIGKILL broke off would stay in the store for good; a store may be another
+    daemon's, too, whose downloads go on."""
+    broken, living, young, link = (tmp_path / f"{PART_PREFIX}{name}" for name in ("broken", "living", "young", "link"))
+    kept = tmp_path / "kept.mar"
+    kept.write_bytes(b"")
+    link.symlink_to(kept)
+    with broken.open("wb"), young.open("wb"), living.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for path in (broken, living, kept):
+            os.utime(path, (0, 0))
+        asyncio.run(Downloads(PRIVATE).clear(tmp_path))
+        assert sorted(tmp_path.iterdir()) == sorted([living, young, link, kept])
+
+
+def test_a_download_that_runs_is_not_cleared(tmp_path: Path) -> None:
+    def stopped_half_way(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(BODY)))
+        request.end_headers()
+        request.wfile.write(BODY[:1000])
+        [part] = tmp_path.glob(f"{PART_PREFIX}*")
+        os.utime(part, (0, 0))
+        asyncio.run(Downloads(PRIVATE).clear(tmp_path))
+        request.wfile.write(BODY[1000:])
+
+    with serving(slow=stopped_half_way) as (address, _):
+        fetched = asyncio.run(Downloads(PRIVATE).fetch(f"{address}/slow.mar", tmp_path))
+    assert fetched.read_bytes() == BODY

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fakes import FakePlacement, ManualClock, machinery
+from harness.access_table import ROUTES, path_of, rows
 from openapi_spec_validator import validate
 
 from torchd_server import errors
@@ -24,7 +25,7 @@ from torchd_server.surfaces.auth import Access
 from torchd_server.surfaces.rest.answers import document
 from torchd_server.surfaces.rest.http1 import Handle, HttpResponse
 from torchd_server.surfaces.rest.http1_reader import HttpRequest
-from torchd_server.surfaces.rest.openapi import description
+from torchd_server.surfaces.rest.openapi import description, description_endpoints
 from torchd_server.surfaces.rest.router import ANY, Endpoint, Router, Variables, segments
 from torchd_server.surfaces.rest.routes import (
     inference_endpoints,
@@ -32,6 +33,10 @@ from torchd_server.surfaces.rest.routes import (
     metrics_endpoints,
     port,
 )
+from torchd_server.surfaces.rest.tokens import TokenRenewal
+from torchd_server.surfaces.token_file import TokenFile
+from torchd_server.workflow_store import WorkflowStore
+from torchd_server.workflows import Workflows
 
 
 async def said(request: HttpRequest, variables: Variables) -> HttpResponse:
@@ -157,9 +162,12 @@ class Server:
             True,
             lambda: 1,
         )
+        store = WorkflowStore(tmp_path / "store", tmp_path)
+        workflows = Workflows(store, management, registry, inference, ManualClock(), Limits(), True)
+        renewal = TokenRenewal(TokenFile(tmp_path / "keys", 60.0, False), False)
         self.ports = {
-            "inference": inference_endpoints(inference, open_inference),
-            "management": management_port_endpoints(management, open_inference),
+            "inference": inference_endpoints(inference, open_inference, workflows),
+            "management": management_port_endpoints(management, open_inference, workflows, renewal),
             "metrics": metrics_endpoints(Metrics()),
         }
         self.ports["all"] = [row for endpoints in list(self.ports.values()) for row in endpoints]
@@ -191,6 +199,22 @@ def test_the_guard_is_asked_before_anything_is_done(server: Server) -> None:
     assert ask(handle, "GET", "/ping")[0] == 400
     assert ask(handle, "GET", "/models", key)[0] == 400
     assert guard.asked == [Access.INFERENCE, Access.INFERENCE, Access.MANAGEMENT]
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_every_route_has_its_row_in_the_table_of_access(server: Server, name: str) -> None:
+    """S23: a new route, a new method of one, or another access fails here until a person has written it down."""
+    router = Router()
+    router.add(server.ports[name])
+    router.add(description_endpoints(router))
+    opens = {Access.OPEN: "", Access.INFERENCE: "inference", Access.MANAGEMENT: "management", Access.ADMIN: "API"}
+    served = {
+        (method, row.template): opens[found[0].access]
+        for row in router.endpoints
+        for method in row.methods
+        if not isinstance(found := router.find(method, segments(path_of(row.template))), int)
+    }
+    assert served == rows(name)
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/api-description"])

@@ -29,6 +29,8 @@ from torchd_server.surfaces.rest.http1 import Handle, HttpResponse
 from torchd_server.surfaces.rest.http1_reader import HttpRequest
 from torchd_server.surfaces.rest.router import segments
 from torchd_server.surfaces.rest.routes import inference_port, management_port, metrics_port
+from torchd_server.workflow_store import WorkflowStore
+from torchd_server.workflows import Workflows
 
 
 class Ports:
@@ -48,9 +50,12 @@ class Ports:
             lambda: 1,
         )
         inference = Inference(self.registry)
+        open_inference = OpenInference(self.registry, inference)
+        store = WorkflowStore(tmp_path / "store", tmp_path)
+        workflows = Workflows(store, self.management, self.registry, inference, ManualClock(), Limits(), True)
         self.handles = {
-            "inference": inference_port(inference, OpenInference(self.registry, inference)),
-            "management": management_port(self.management, OpenInference(self.registry, inference)),
+            "inference": inference_port(inference, open_inference, workflows),
+            "management": management_port(self.management, open_inference, workflows),
             "metrics": metrics_port(Metrics()),
         }
 

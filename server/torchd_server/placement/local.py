@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import IO
 
-from torchd_server import service_manager
+from torchd_server.environment import passed_on
 from torchd_server.faults import fault
 from torchd_server.placement.base import Exit, WorkerSpec
 
@@ -34,13 +33,7 @@ class LocalPlacement:
 
     def __init__(self, environment: Mapping[str, str], allowed: str | None, hidden: str = "") -> None:
         """`allowed` and `hidden` are expressions that the names of variables match in full; None allows all."""
-        allow, hide = re.compile(".*" if allowed is None else allowed), re.compile(hidden)
-        self._environment = {
-            name: value
-            for name, value in environment.items()
-            if allow.fullmatch(name) and not (hidden and hide.fullmatch(name))
-            if name not in service_manager.VARIABLES
-        }
+        self._environment = passed_on(environment, allowed, hidden)
 
     async def launch(self, spec: WorkerSpec, output: Output) -> LocalProcess:
         """Starts one worker; must run in the main thread."""

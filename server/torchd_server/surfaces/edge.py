@@ -51,7 +51,7 @@ class Edge:
         self._run_directory = run_directory
         self._metrics = metrics
         self._tokens: TokenFile | None = None
-        self.guard: Guard = guard or OpenDoor()
+        self.guard: Guard = OpenDoor() if guard is None else guard
         self.renewal: TokenRenewal | None = None
         self._tls = self._tls_files()
         self._rotation: asyncio.TimerHandle | None = None

@@ -122,7 +122,7 @@ class Router:
 
     def __init__(self, guard: Guard | None = None) -> None:
         self.endpoints: list[Endpoint] = []
-        self._guard = guard or OpenDoor()
+        self._guard: Guard = OpenDoor() if guard is None else guard
         self._routes: dict[str, _Route] = {}
         # By first segment, so that a prediction is compared with a few templates and not with all.
         self._by_word: dict[str, list[_Route]] = {}
