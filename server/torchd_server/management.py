@@ -203,10 +203,6 @@ class Management:
         self._registry.remove(model)
         await self._end(model, self._limits.unload_grace)
 
-    def holder_of(self, model: ModelVersion) -> str | None:
-        """The workflow of which this model is a node."""
-        return self._holders.get(model)
-
     async def _register(
         self, call: RegisterModel, unpacked: UnpackedModel | None = None, holder: str | None = None
     ) -> ModelChange:

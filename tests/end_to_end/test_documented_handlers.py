@@ -13,8 +13,6 @@ from harness.daemon import Daemon
 from harness.sample_images import DATA, KITTEN
 from harness.surfaces import GrpcSurface, RestSurface
 
-from torchd_server.torchserve import config_properties
-
 torch = pytest.importorskip("torch")
 
 NETWORK = '''
@@ -275,9 +273,6 @@ def test_documented_handlers_answer_as_their_authors_expect(served: Daemon, work
         assert rest.predict("two_inputs", b"").error is not None
 
 
-@pytest.mark.skipif(
-    "service_envelope" in getattr(config_properties, "_NOT_YET", ()), reason="config.properties has no such key yet"
-)
 @pytest.mark.needs("curl")
 def test_every_model_is_behind_the_envelope_of_config_properties(workshop: Path) -> None:
     """Section 6.3: service_envelope; the answer is the envelope's, and a description goes round it."""

@@ -170,16 +170,21 @@ def test_a_metric_made_by_hand_prints_torchserves_line():
 
 def test_a_metric_made_by_hand_in_a_worker_reaches_the_daemon(start, tmp_path):
     (tmp_path / "handler.py").write_text(
-        "from ts.metrics.dimension import Dimension\nfrom ts.metrics.metric import Metric\n\n\n"
+        "from ts.metrics.caching_metric import CachingMetric\nfrom ts.metrics.dimension import Dimension\n"
+        "from ts.metrics.metric import Metric\nfrom ts.metrics.metric_type_enum import MetricTypes\n\n\n"
         "def handle(data, context):\n"
         "    Metric('Faces', 0, 'count', [Dimension('Level', 'Model')], 'r1').update(4)\n"
+        "    CachingMetric('Hands', 'count', ['Side'], MetricTypes.GAUGE).add_or_update(2, ['left'])\n"
         "    return ['ok'] * len(data or [])\n"
     )
     worker = start(tmp_path)
     assert worker.load() == Loaded()
     worker.ask(b"")
-    values = [message for message in worker.seen if isinstance(message, Metric) and message.name == "Faces"]
-    assert [(metric.value, metric.unit, metric.type) for metric in values] == [(4.0, "Count", "counter")] * 2
+    values = [message for message in worker.seen if isinstance(message, Metric) and message.name in ("Faces", "Hands")]
+    assert [(metric.name, metric.value, metric.unit, metric.type) for metric in values] == [
+        ("Faces", 4.0, "Count", "counter"),
+        ("Hands", 2.0, "Count", "gauge"),
+    ] * 2
 
 
 def test_a_metrics_store_keeps_what_a_handler_adds():
@@ -212,7 +217,7 @@ def test_a_metrics_file_fills_the_cache(tmp_path):
     )
     cache = found("ts.metrics.metric_cache_yaml_impl.MetricsCacheYamlImpl")(config_file_path=str(file))
     cache.initialize_cache()
-    assert cache.cache_keys() == ["Calls", "Took"]
+    assert cache.cache_keys() == ["counter:Calls", "gauge:Took"]
     assert cache.get_metric("Took", found("ts.metrics.metric_type_enum.MetricTypes").GAUGE).unit == "Milliseconds"
 
 
@@ -221,17 +226,37 @@ def test_a_metrics_file_fills_the_cache(tmp_path):
     [
         (None, "MetricsCacheIOError"),
         ("a: [", "MetricsCachePyYamlError"),
-        ("a: 1", "MetricsCacheValueError"),
-        ("model_metrics: {timer: []}", "MetricsCacheValueError"),
+        ("a: 1", "MetricsCacheKeyError"),
+        ("model_metrics:", "MetricsCacheValueError"),
+        ("model_metrics: {timer: []}", "MetricsCacheKeyError"),
+        ("model_metrics: {gauge: [{name: a, unit: b}]}", "MetricsCacheKeyError"),
     ],
 )
 def test_a_metrics_file_that_does_not_fit_is_named(tmp_path, text, error):
     file = tmp_path / "metrics.yaml"
     if text is not None:
         file.write_text(text)
-    cache = found("ts.metrics.metric_cache_yaml_impl.MetricsCacheYamlImpl")(str(file))
+    cache_class = found("ts.metrics.metric_cache_yaml_impl.MetricsCacheYamlImpl")
     with pytest.raises(found(f"ts.metrics.metric_cache_errors.{error}"), match=str(file)):
-        cache.initialize_cache()
+        cache_class(str(file)).initialize_cache()
+
+
+def test_a_wrong_use_of_the_cache_raises_the_errors_that_handlers_import(tmp_path):
+    (tmp_path / "metrics.yaml").write_text("{}")
+    metrics = found("ts.metrics.metric_cache_yaml_impl.MetricsCacheYamlImpl")(str(tmp_path / "metrics.yaml"))
+    with pytest.raises(found("ts.metrics.metric_cache_errors.MetricsCacheTypeError")):
+        metrics.add_metric_to_cache(3, "ms")
+    with pytest.raises(found("ts.metrics.metric_cache_errors.MetricsCacheValueError")):
+        metrics.add_time("Took", 1, unit="parsec")
+    with pytest.raises(found("ts.metrics.metric_cache_errors.MetricsCacheKeyError")):
+        metrics.get_metric("Nobody")
+
+
+def test_a_dimension_is_an_object_of_the_handlers_own():
+    dimension = found("ts.metrics.dimension.Dimension")("Level", "Model")
+    dimension.value = "Host"
+    assert (str(dimension), dimension.to_dict()) == ("Level:Host", {"Name": "Level", "Value": "Host"})
+    assert len({dimension, dimension}) == 1
 
 
 def test_the_memory_of_processes_goes_to_the_log(caplog):

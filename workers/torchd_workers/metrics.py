@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from json import loads
-from typing import NamedTuple
 
 from torchd_protos.frames import Header
 from torchd_protos.frames import Metric as MetricFrame
@@ -34,7 +34,8 @@ class MetricTypes(Enum):
     HISTOGRAM = "histogram"
 
 
-class Dimension(NamedTuple):
+@dataclass(slots=True, eq=False)  # handlers change them and put them into sets
+class Dimension:
     """One label of a metric."""
 
     name: str
@@ -60,21 +61,36 @@ class MetricsCacheValueError(ValueError):
     """A value of the metrics API is not one it knows."""
 
 
+_senders: list[Callable[[MetricFrame], None]] = []
+
+
+def send_by(send: Callable[[MetricFrame], None]) -> None:
+    """From now on this process's metrics leave by `send`; before, and outside a worker, they stay where they are."""
+    _senders[:] = [send]
+
+
+def send(frame: MetricFrame) -> None:
+    """Sends one value, where there is somebody to send it to."""
+    for each in _senders:
+        each(frame)
+
+
 class CachingMetric:
-    """A metric with fixed dimension names, to be updated with their values."""
+    """A metric with fixed dimension names, to be updated with their values. Handlers may make one themselves."""
 
     def __init__(
         self,
-        send: Callable[[MetricFrame], None],
         metric_name: str,
         unit: str,
-        dimension_names: Sequence[str],
-        metric_type: MetricTypes,
+        dimension_names: Sequence[str] | None = None,
+        metric_type: MetricTypes = MetricTypes.COUNTER,
+        *,
+        send: Callable[[MetricFrame], None] = send,
     ) -> None:
         self._send = send
         self.metric_name = metric_name
         self.unit = UNITS.get(unit, unit)
-        self.dimension_names = list(dimension_names)
+        self.dimension_names = list(dimension_names or ())
         self.metric_type = metric_type
 
     def add_or_update(self, value: float, dimension_values: Sequence[object] = (), request_id: str = "") -> None:
@@ -134,7 +150,7 @@ class Metrics:
         _check("metric_name", metric_name, str)
         _check("unit", unit, str)
         _check("metric_type", metric_type, MetricTypes)
-        metric = CachingMetric(self._send, metric_name, unit, dimension_names or (), metric_type)
+        metric = CachingMetric(metric_name, unit, dimension_names, metric_type, send=self._send)
         self.cache[metric_type][metric_name] = metric
         return metric
 

@@ -23,10 +23,9 @@ from torchd_workers.failures import load_failure_of
 from torchd_workers.handler import Handler
 from torchd_workers.loader import context_for, load_handler
 from torchd_workers.logs import LogForwarder
-from torchd_workers.metrics import Metrics
+from torchd_workers.metrics import Metrics, send_by
 from torchd_workers.step_loop import StepLoop
 from torchd_workers.streaming import ChunkSender
-from torchd_workers.torchserve.metric import send_by
 
 LOAD_FAILED = 1
 LOOPS: dict[str, type[BatchLoop] | type[StepLoop]] = {"": BatchLoop, "step": StepLoop}

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torchd_protos.frames import Metric as MetricFrame
 from torchd_workers.metrics import UNITS, CachingMetric, Dimension, MetricTypes
-
-_senders: list[Callable[[MetricFrame], None]] = []
-
-
-def send_by(send: Callable[[MetricFrame], None]) -> None:
-    """From now on this process's metrics leave by `send`; before, and outside a worker, they stay where they are."""
-    _senders[:] = [send]
-
-
-def send(frame: MetricFrame) -> None:
-    """Sends one value, where there is somebody to send it to."""
-    for each in _senders:
-        each(frame)
 
 
 class Units:
@@ -43,9 +29,7 @@ class Metric:
         request_id: str | None = None,
         metric_method: str | None = None,
     ) -> None:
-        self._metric = CachingMetric(
-            send, name, unit, [dimension.name for dimension in dimensions], MetricTypes.COUNTER
-        )
+        self._metric = CachingMetric(name, unit, [dimension.name for dimension in dimensions])
         self.metric_type = MetricTypes.COUNTER
         self.name = name
         self.unit = self._metric.unit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from torchd_workers.metrics import MetricsCacheKeyError
+from torchd_workers.metrics import MetricsCacheKeyError, MetricsCacheTypeError, MetricsCacheValueError
 
 __all__ = [
     "GeneralMetricsCacheError",
@@ -26,11 +26,3 @@ class MetricsCacheIOError(OSError):
 
 class MetricsCachePyYamlError(yaml.YAMLError):
     """A metrics file is no YAML."""
-
-
-class MetricsCacheTypeError(TypeError):
-    """A value has the wrong type."""
-
-
-class MetricsCacheValueError(ValueError):
-    """A value makes no metric."""

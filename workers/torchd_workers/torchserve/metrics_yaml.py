@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from torchd_workers.metrics import Metrics, MetricTypes
-from torchd_workers.torchserve.metric import send
+from torchd_workers.metrics import Metrics, MetricTypes, send
 from torchd_workers.torchserve.metric_errors import (
     MetricsCacheIOError,
+    MetricsCacheKeyError,
     MetricsCachePyYamlError,
     MetricsCacheTypeError,
     MetricsCacheValueError,
@@ -22,29 +22,36 @@ class MetricsCacheYamlImpl(Metrics):
 
     def __init__(self, config_file_path: str, model_name: str = "") -> None:
         super().__init__(send, model_name)
-        if not isinstance(config_file_path, str) or not config_file_path:
+        if not config_file_path:
             raise MetricsCacheTypeError(f"a metrics file is named by text, not by {config_file_path!r}")
         self.config_file_path = config_file_path
+        self._content = _read(config_file_path)
 
     def initialize_cache(self) -> None:
         """Adds the metrics under `model_metrics`, by type."""
-        declared = self._read().get("model_metrics")
-        if not declared:
-            raise MetricsCacheValueError(f"{self.config_file_path} declares no model_metrics")
-        for kind, metrics in declared.items():
+        where = self.config_file_path
+        if "model_metrics" not in self._content:
+            raise MetricsCacheKeyError(f"{where} has no model_metrics")
+        if not self._content["model_metrics"]:
+            raise MetricsCacheValueError(f"{where} declares nothing under model_metrics")
+        for kind, metrics in self._content["model_metrics"].items():
             try:
                 metric_type = MetricTypes(kind)
             except ValueError as error:
                 allowed = ", ".join(known.value for known in MetricTypes)
-                raise MetricsCacheValueError(f"{self.config_file_path}: {kind!r} is none of {allowed}") from error
+                raise MetricsCacheKeyError(f"{where}: {kind!r} is none of {allowed}") from error
             for metric in metrics:
-                self.add_metric_to_cache(metric["name"], metric["unit"], metric["dimensions"], metric_type)
+                try:
+                    self.add_metric_to_cache(metric["name"], metric["unit"], metric["dimensions"], metric_type)
+                except KeyError as error:
+                    raise MetricsCacheKeyError(f"{where}: a {kind} lacks {error}") from error
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            content = yaml.safe_load(Path(self.config_file_path).read_text())
-        except yaml.YAMLError as error:
-            raise MetricsCachePyYamlError(f"{self.config_file_path}: {error}") from error
-        except OSError as error:
-            raise MetricsCacheIOError(f"{self.config_file_path}: {error}") from error
-        return content if isinstance(content, dict) else {}
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise MetricsCachePyYamlError(f"{path}: {error}") from error
+    except OSError as error:
+        raise MetricsCacheIOError(f"{path}: {error}") from error
+    return content if isinstance(content, dict) else {}
