@@ -94,7 +94,7 @@ def check_paths(flags: Flags, environment: Mapping[str, str]) -> None:
         (flags.cpp_log_config, "--cpp-log-config"),
     ):
         if path is not None and not path.is_file():
-            raise Refused(f"{what} file not found: {path}")
+            raise Refused(f"{what} file not found: {path.absolute()}")
     for path, what in ((flags.model_store, "--model-store"), (flags.workflow_store, "--workflow-store")):
         if path is not None and not path.is_dir():
             raise Refused(f"{what} directory not found: {path}")
