@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import typer
+from harness.commands import ROOT
 from typer.testing import CliRunner
 
 from torchd_clients.compare.command import add_commands
-from torchd_clients.compare.difference import Difference, Explained, Rules, differences, explain
-from torchd_clients.compare.recorded import RequestsInvalid, read
+from torchd_clients.compare.difference import Difference, Rules, differences
+from torchd_clients.compare.known import Explained, explain, torchserve
+from torchd_clients.compare.recorded import RecordedRequest, RequestsInvalid, read
 from torchd_clients.compare.replay import Answer
 
 Said = tuple[int, dict[str, str], bytes]
@@ -93,10 +95,10 @@ def test_codes_headers_and_bodies_that_differ_are_shown_and_exit_with_1(tmp_path
     (found,) = json.loads(output)
     places = {difference["place"]: (difference["old"], difference["new"]) for difference in found["differences"]}
     assert places["status"] == ("200", "404")
-    assert places["header content-type"] == ("application/json", "text/plain")
-    assert places["header x-new"] == ("absent", "1")
-    assert places["body $.path"] == ("'/ping'", "'/other'")
-    assert places["body $.method"] == ('"GET"', "absent")
+    assert places["headers.content-type"] == ("application/json", "text/plain")
+    assert places["headers.x-new"] == ("<absent>", "1")
+    assert places["body.json.path"] == ("/ping", "/other")
+    assert places["body.json.method"] == ("GET", "<absent>")
 
 
 def test_a_known_difference_is_shown_with_its_reason_and_does_not_count(tmp_path: Path) -> None:
@@ -147,11 +149,11 @@ def test_ids_times_and_process_numbers_are_no_difference() -> None:
     ("old", "new", "expected"),
     [
         (b"[1.0]", b"[1.000001]", []),
-        (b"[1.0]", b"[1.1]", [Difference("body $[0]", "1.0", "1.1")]),
-        (b"[1]", b"[true]", [Difference("body $[0]", "1", "true")]),
-        (b"[1, 2]", b"[1]", [Difference("body $", "2 elements", "1 elements")]),
-        (b"one", b"two", [Difference("body", "one", "two")]),
-        (b"{}", b"no JSON", [Difference("body", "{}", "no JSON")]),
+        (b"[1.0]", b"[1.1]", [Difference("body.json.0", "1.0", "1.1")]),
+        (b"[1]", b"[true]", [Difference("body.json.0", "1", "true")]),
+        (b"[1, 2]", b"[1]", [Difference("body.json", "2 elements", "1 elements")]),
+        (b"one", b"two", [Difference("body.text", "one", "two")]),
+        (b"{}", b"no JSON", [Difference("body.text", "{}", "no JSON")]),
     ],
 )
 def test_bodies_are_compared_by_value(old: bytes, new: bytes, expected: list[Difference]) -> None:
@@ -164,8 +166,86 @@ def test_an_answer_that_never_comes_is_a_difference_only_where_the_other_comes()
     assert [one.place for one in differences(broken, Answer(0.1, 200), Rules())] == ["answer"]
 
 
-def test_an_explanation_holds_for_its_requests_and_places_only() -> None:
-    known = [Explained(re.compile("a"), re.compile("status"), "because")]
-    found = [Difference("status", "1", "2"), Difference("reason", "1", "2")]
-    assert [one.why for one in explain(found, "a", known)] == ["because", ""]
-    assert [one.why for one in explain(found, "b", known)] == ["", ""]
+def asked(path: str = "/a", method: str = "GET", name: str = "line 1") -> RecordedRequest:
+    """A request without headers and body."""
+    return RecordedRequest(name, "inference", method, path, (), None)
+
+
+def test_an_explanation_holds_for_its_requests_places_and_values_only() -> None:
+    known = [
+        Explained("because", re.compile("a"), re.compile("status"), re.compile("1"), re.compile("2")),
+        Explained("by path", re.compile("PUT /b.*"), re.compile("reason")),
+    ]
+    found = [Difference("status", "1", "2"), Difference("status", "1", "3"), Difference("reason", "1", "2")]
+    assert [one.why for one in explain(found, asked(name="a"), known)] == ["because", "", ""]
+    assert [one.why for one in explain(found, asked("/b?x=1", "PUT"), known)] == ["", "", "by path"]
+
+
+def test_what_torchd_answers_differently_from_torchserve_is_known_without_being_told(tmp_path: Path) -> None:
+    """BR 21 and S23: TorchServe closes the connection of an error; --against other knows nothing."""
+
+    def closes(method: str, path: str, headers: dict[str, str], body: bytes) -> Said:
+        return 404, {"connection": "close"}, b'{"message": "Model not found: m"}'
+
+    def stays(method: str, path: str, headers: dict[str, str], body: bytes) -> Said:
+        found = b'{"message": "Model not found: m; there are a, b"}'
+        return 404, {"connection": "keep-alive", "x-torchd-reason": "MODEL_NOT_FOUND"}, found
+
+    lines = [{"path": "/predictions/m"}]
+    code, output = run(tmp_path, closes, stays, lines)
+    assert code == 0
+    assert "D01: An error does not close the connection." in output
+    assert run(tmp_path, stays, closes, lines)[0] == 1, "it is known in one direction only"
+    assert run(tmp_path, closes, stays, lines, "--against", "other")[0] == 1
+
+
+def test_every_known_difference_names_its_row_of_the_migration_guide() -> None:
+    known = torchserve()
+    assert known
+    guide = (ROOT / "docs" / "migrating.md").read_text()
+    assert all(f"| {one.why.partition(':')[0]} |" in guide for one in known)
+
+
+def test_words_are_filled_for_each_server_and_named_in_its_answers(tmp_path: Path) -> None:
+    def wants(token: str) -> Behaviour:
+        def behaviour(method: str, path: str, headers: dict[str, str], body: bytes) -> Said:
+            right = headers.get("Authorization") == f"Bearer {token}" and body.decode() == f'{{"key": "{token}"}}'
+            return 200 if right else 400, {}, f"{token} of {path}".encode()
+
+        return behaviour
+
+    lines = [{"path": "/m?at={{token}}", "headers": [["Authorization", "Bearer {{token}}"]]}]
+    lines[0] |= {"method": "POST", "body": {"json": {"key": "{{token}}"}}}
+    words = ["--old-word", "token=abc", "--new-word", "token=d=e"]
+    code, output = run(tmp_path, wants("abc"), wants("d=e"), lines, *words, "--json")
+    assert code == 0, output
+    assert json.loads(output)[0]["new"]["status"] == 200
+    assert run(tmp_path, wants("abc"), wants("d=e"), lines, "--old-word", "token")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "alike"),
+    [
+        ("multipart/x; a=1; charset=UTF-8", "multipart/x;charset=utf-8;a=1", True),
+        ("text/plain; charset=utf-8", "text/plain", False),
+        ("text/plain; a=B", "text/plain; a=b", False),
+    ],
+)
+def test_content_types_are_compared_as_they_are_read(old: str, new: str, alike: bool) -> None:
+    found = differences(Answer(0, 200, "", {"content-type": old}), Answer(0, 200, "", {"content-type": new}), Rules())
+    assert (found == []) is alike
+
+
+def test_worker_numbers_and_times_are_no_difference_and_a_clients_id_is_one() -> None:
+    old = b'[{"id": "9001", "startTime": "x"}, "W-9000-m 2025-01-01T00:00:00.123Z"]'
+    new = b'[{"id": "W-0", "startTime": "y"}, "W-9003-m 2026-02-02 00:00:00,456"]'
+    assert differences(Answer(0, 200, body=old), Answer(0, 200, body=new), Rules()) == []
+    theirs, ours = Answer(0, 200, body=b'{"id": "mine"}'), Answer(0, 200, body=b'{"id": "yours"}')
+    assert [one.place for one in differences(theirs, ours, Rules())] == ["body.json.id"]
+
+
+def test_metrics_are_compared_by_name_and_label() -> None:
+    old = b'# HELP a A\n# TYPE a counter\na{b="1",} 3.0\nc 1.0E9\n'
+    new = b'# HELP a A\n# TYPE a counter\nc 2\na{b="1",} 4.0 1700000000\nd 1\n'
+    found = differences(Answer(0, 200, body=old), Answer(0, 200, body=new), Rules())
+    assert found == [Difference("body.metrics", "<absent>", "d")]

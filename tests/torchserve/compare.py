@@ -1,5 +1,5 @@
 """Compares a daemon's normalised answer with the recorded one: a list of differences by path, without those that
-differences.toml explains.
+torchserve_0.12.toml explains.
 
 A path says where: `status`, `headers.connection`, `body.json.0.workers.0.threads`, `messages.0.msg.text`. What only one
 side has is compared with `<absent>`. The order of a document's keys counts, the order of headers does not.
@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-DIFFERENCES = Path(__file__).parent / "differences.toml"
+from torchd_clients.compare.known import TORCHSERVE
+
 ABSENT = "<absent>"
 
 
@@ -45,6 +45,8 @@ class Intended:
     ours: str = ".*"
     # Our text begins with theirs.
     extends: bool = False
+    # What users send that is answered so, as a regular expression of "METHOD path": `torchd compare` knows no steps.
+    requests: str = ""
 
     def covers(self, step: str, difference: Difference) -> bool:
         """Whether this is the reason of a difference in a step ("scenario/step")."""
@@ -60,11 +62,11 @@ class Intended:
 @cache
 def intended() -> tuple[Intended, ...]:
     """Every difference that is meant."""
-    return tuple(Intended(**entry) for entry in tomllib.loads(DIFFERENCES.read_text())["difference"])
+    return tuple(Intended(**entry) for entry in tomllib.loads(TORCHSERVE.read_text())["difference"])
 
 
 def unexplained(step: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[Difference]:
-    """The differences between two normalised answers that no row of differences.toml explains."""
+    """The differences between two normalised answers that no row of torchserve_0.12.toml explains."""
     found = differences(theirs, ours)
     return [one for one in found if not any(rule.covers(step, one) for rule in intended())]
 

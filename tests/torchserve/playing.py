@@ -11,8 +11,8 @@ import argparse
 import io
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,34 @@ from torchd_archiver import cli as archiver_cli
 
 def play(scenario: Scenario, folder: Path, shelf: Path) -> dict[str, Any]:
     """Starts our daemon as the scenario says and sends every step; the answers, normalised, by step id."""
+    try:
+        with serving(scenario, folder, shelf) as server:
+            return _answers(scenario, server)
+    except NotStarted as error:
+        return {step.id: {"broken": str(error)} for step in scenario.steps}
+
+
+class NotStarted(Exception):
+    """Our daemon did not start; the message has the end of what it said."""
+
+
+@contextmanager
+def serving(scenario: Scenario, folder: Path, shelf: Path) -> Iterator[Server]:
+    """Our daemon started as the scenario says; NotStarted where it does not."""
     workbench.prepare(folder, scenario.setup, _pack, shelf)
     if not scenario.setup.server:
         commands = install_commands(folder / "bin")
-        server = Server(folder, {}, environment(commands, folder / "tmp") | workbench.variables(folder, scenario.setup))
-        return _answers(scenario, server)
+        yield Server(folder, {}, environment(commands, folder / "tmp") | workbench.variables(folder, scenario.setup))
+        return
     daemon = _daemon(scenario, folder)
     daemon.launch()
     if not daemon.wait_ready_or_gone():
         daemon.wait()
-        return {step.id: {"broken": f"the daemon did not start: {daemon.log[-400:]}"} for step in scenario.steps}
+        raise NotStarted(f"the daemon did not start: {daemon.log[-400:]}")
     try:
         with workbench.file_server(folder / "files") as files:
             ports = dict(zip(workbench.PORT_NAMES, daemon.ports, strict=True))
-            return _answers(scenario, Server(folder, ports, daemon.environment, files, lambda: daemon.log))
+            yield Server(folder, ports, daemon.environment, files, lambda: daemon.log)
     finally:
         daemon.stop()
         (folder / "console.log").write_text(daemon.log)

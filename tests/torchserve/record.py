@@ -61,20 +61,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _record(scenario: Scenario, programs: Path, folder: Path) -> None:
-    home = folder / scenario.name
-    workbench.prepare(home, scenario.setup, _packer(programs), folder / "shelf")
+    with serving(scenario, programs, folder / scenario.name, folder / "shelf") as server:
+        _write(scenario, server)
+
+
+@contextmanager
+def serving(scenario: Scenario, programs: Path, home: Path, shelf: Path) -> Iterator[Server]:
+    """TorchServe started as the scenario says, in a folder of its own."""
+    workbench.prepare(home, scenario.setup, _packer(programs), shelf)
     environment = _environment(programs) | workbench.variables(home, scenario.setup)
     ports = free_ports(len(workbench.PORT_NAMES))
     named = dict(zip(workbench.PORT_NAMES, ports, strict=True))
     with workbench.file_server(home / "files") as files:
         server = Server(home, named, environment, files, lambda: (home / "console.log").read_text(errors="replace"))
         if not scenario.setup.server:
-            _write(scenario, server)
+            yield server
             return
         lines = workbench.config(scenario.setup, ports, home)
         (home / "config.properties").write_text(CONFIG.format(*ports) + "".join(f"{line}\n" for line in lines))
         with _running(programs, scenario, server):
-            _write(scenario, server)
+            yield server
 
 
 def _write(scenario: Scenario, server: Server) -> None:

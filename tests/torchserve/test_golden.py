@@ -1,4 +1,4 @@
-"""The daemon answers as TorchServe 0.12 did (golden/), but for what differences.toml says."""
+"""The daemon answers as TorchServe 0.12 did (golden/), but for what torchserve_0.12.toml says."""
 
 from __future__ import annotations
 

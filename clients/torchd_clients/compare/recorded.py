@@ -5,6 +5,7 @@
 `id` names the request in the report (its line otherwise), `port` is inference, management or metrics, `body` is one of
 {"text"}, {"json"}, {"base64"}, {"file": path}, {"repeat": [text, times]} and
 {"multipart": [{"name", "filename"?, "type"?, "text"}]}. `raw` is sent on a connection of its own as it stands.
+`{{name}}` is what each server has a value of its own for (--old-word, --new-word): a token, a folder.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,30 @@ class RecordedRequest:
     headers: tuple[tuple[str, str], ...]
     body: bytes | None
     raw: bytes = b""
+
+    def filled(self, words: Mapping[str, str]) -> RecordedRequest:
+        """The request with the words' values in place of their names in double braces."""
+        if not words:
+            return self
+        return replace(
+            self,
+            path=_filled(self.path, words),
+            headers=tuple((name, _filled(value, words)) for name, value in self.headers),
+            body=None if self.body is None else _filled_bytes(self.body, words),
+            raw=_filled_bytes(self.raw, words),
+        )
+
+
+def _filled(text: str, words: Mapping[str, str]) -> str:
+    for name, value in words.items():
+        text = text.replace(f"{{{{{name}}}}}", value)
+    return text
+
+
+def _filled_bytes(content: bytes, words: Mapping[str, str]) -> bytes:
+    # latin-1 keeps every byte as it is.
+    encoded = {name: value.encode().decode("latin-1") for name, value in words.items()}
+    return _filled(content.decode("latin-1"), encoded).encode("latin-1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,24 +28,43 @@ class Answer:
 
 
 class Server:
-    """One of the two servers: a base URL for each of its ports."""
+    """One of the two servers: a base URL for each of its ports, and the words that only it has."""
 
-    def __init__(self, name: str, urls: Mapping[str, str], token: str | None, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        urls: Mapping[str, str],
+        token: str | None,
+        timeout_seconds: float,
+        words: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self._urls = urls
         self._token = token
         self._timeout = timeout_seconds
+        self._words = words or {}
 
     def answer(self, request: RecordedRequest) -> Answer:
-        """Its answer; each on a connection of its own, so that one answer cannot touch the next."""
+        """Its answer, with its words' names for their values.
+
+        Each on a connection of its own, so that one answer cannot touch the next.
+        """
+        filled = request.filled(self._words)
         started = time.perf_counter()
         try:
-            status, reason, headers, body, broken = self._exchange(request)
+            status, reason, headers, body, broken = self._exchange(filled)
         except TimeoutError:
             return Answer(time.perf_counter() - started, broken=f"no answer within {self._timeout:g} s")
         except (HTTPException, OSError) as error:
             return Answer(time.perf_counter() - started, broken=f"{type(error).__name__}: {error}")
-        return Answer(time.perf_counter() - started, status, reason, headers, body, broken)
+        seconds = time.perf_counter() - started
+        return Answer(seconds, status, reason, *self._named(headers, body), broken)
+
+    def _named(self, headers: dict[str, str], body: bytes) -> tuple[dict[str, str], bytes]:
+        for name, value in self._words.items():
+            headers = {header: text.replace(value, f"{{{{{name}}}}}") for header, text in headers.items()}
+            body = body.replace(value.encode(), f"{{{{{name}}}}}".encode())
+        return headers, body
 
     def _exchange(self, request: RecordedRequest) -> tuple[int, str, dict[str, str], bytes, str]:
         parts = urlsplit(self._urls[request.port])
