@@ -247,7 +247,7 @@ class Daemon:
         for name, added in self._plugins.endpoints_of(served).items():
             if name in apis:
                 apis[name] = [*added, *apis[name]]  # a plug-in's endpoint may stand in for ours, as in TorchServe
-        bodies = {"management": settings.limits.management_bytes}
+        bodies = {"management": min(settings.limits.management_bytes, settings.limits.request_bytes)}
         return {
             names: self._http_server(
                 names[0],

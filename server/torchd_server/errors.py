@@ -20,7 +20,8 @@ TorchdError
 |- LoadFailed: OutOfMemory, SpawnFailed
 |- DeadlineExceeded: DeadlineInQueue
 |- Cancelled
-|- HandlerFailed: HandlerExit, BadOutput, ResponseTooLarge, PredictionFailed
+|- HandlerFailed: HandlerExit, ResponseTooLarge, PredictionFailed
+|  |- BadOutput: NoList, WrongCount, Unsendable
 |- WorkerLost: WorkerDied, WorkerTimeout, WorkerProtocolBroken
 |- NotSupported
 """
@@ -71,6 +72,10 @@ class VersionNotFound(NotFound):
     def __init__(self, model: str, version: str, known: Iterable[str]) -> None:
         self.model, self.version = model, version
         super().__init__(f"model '{model}' has no version '{version}'; it has {some_of(list(known))}")
+
+
+class DefaultVersionNotFound(VersionNotFound):
+    """The version that was to become the default is not there."""
 
 
 class UrlNotAllowed(NotFound):
@@ -318,8 +323,10 @@ class NoWorker(Unavailable):
 
     asked_for = "inference"
 
-    def __init__(self, model: str, version: str) -> None:
+    def __init__(self, model: str, version: str, named: str = "") -> None:
         self.model, self.version = model, version
+        # The version the client asked for; "" where the default answered.
+        self.named = named
         super().__init__(f"model '{model}' version {version} has no worker; scale it to at least one")
 
 
@@ -356,6 +363,10 @@ class OutOfMemory(LoadFailed):
     """There was not enough memory, on the host or on the device."""
 
 
+class LoadOutOfMemory(OutOfMemory):
+    """The same, while the model was loaded."""
+
+
 class SpawnFailed(LoadFailed):
     """The machine had no room for another process: descriptors, memory, the number of processes."""
 
@@ -387,6 +398,18 @@ class HandlerExit(HandlerFailed):
 
 class BadOutput(HandlerFailed):
     """The handler returned something that cannot be an answer."""
+
+
+class NoList(BadOutput):
+    """The handler returned no list of answers."""
+
+
+class WrongCount(BadOutput):
+    """The handler returned more or fewer answers than there were requests."""
+
+
+class Unsendable(BadOutput):
+    """The handler returned an object that has no form on the wire."""
 
 
 class ResponseTooLarge(HandlerFailed):

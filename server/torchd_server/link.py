@@ -83,6 +83,9 @@ _FAILURES: dict[str, type[errors.HandlerFailed]] = {
         errors.HandlerFailed,
         errors.HandlerExit,
         errors.BadOutput,
+        errors.NoList,
+        errors.WrongCount,
+        errors.Unsendable,
         errors.ResponseTooLarge,
         errors.PredictionFailed,
     )
@@ -100,5 +103,5 @@ def error_of(failure: Failure) -> errors.TorchdError:
 
 def load_error_of(failure: LoadFailed) -> errors.LoadFailed:
     """The error a worker's LoadFailed stands for."""
-    cls = errors.OutOfMemory if failure.kind == "OutOfMemory" else errors.LoadFailed
+    cls = errors.LoadOutOfMemory if failure.kind == "OutOfMemory" else errors.LoadFailed
     return cls(failure.message, failure.traceback)

@@ -51,7 +51,7 @@ class TextFormatter(logging.Formatter):
         level = f"{record.levelname:<7}"
         if self._colour and record.levelno in _COLOURS:
             level = f"{_COLOURS[record.levelno]}{level}\x1b[0m"
-        return f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03d} {level} {where(record)}{message}"
+        return f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03d} {level} {where(record)}{said_by(record)}{message}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -63,7 +63,7 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": bounded(record.getMessage()),
+            "message": said_by(record) + bounded(record.getMessage()),
         }
         line |= {field: getattr(record, field) for field in _FIELDS if getattr(record, field, "")}
         if record.exc_info:
@@ -237,6 +237,12 @@ def escaped(message: str) -> str:
 def bounded(message: str) -> str:
     """The message, cut where it is too long for a line."""
     return message if len(message) <= LINE_LIMIT else f"{message[:LINE_LIMIT]}... ({len(message)} characters)"
+
+
+def said_by(record: logging.LogRecord) -> str:
+    """The logger inside a worker whose record this was."""
+    name = getattr(record, "handler_logger", "")
+    return f"{name}: " if name else ""
 
 
 def where(record: logging.LogRecord) -> str:

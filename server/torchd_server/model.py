@@ -71,8 +71,6 @@ class VersionStatus:
     pending: int
     remaining: int
     last_failure: WorkerFailure | None
-    # Whether its archive brought a model-config.yaml.
-    has_config: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +151,7 @@ class ModelVersion:
         if self._pool.given_up is not None:
             raise self._failed(self._pool.given_up)
         if not self._pool.wanted:
-            raise errors.NoWorker(self.name, self.version)
+            raise errors.NoWorker(self.name, self.version, call.version)
         if not self._policy.room:  # before a request exists: a refusal costs nothing
             self._refuse(errors.QueueFull(self.name, self.version, self.settings.job_queue_size))
         if self.settings.use_job_ticket and not self._policy.tickets:
@@ -238,7 +236,6 @@ class ModelVersion:
             self._policy.depth,
             self._policy.room,
             self._pool.last_failure,
-            bool(self.unpacked.config),
         )
 
     def _absent_workers(self) -> list[str]:

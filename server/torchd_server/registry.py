@@ -74,7 +74,9 @@ class ModelRegistry:
 
     def set_default(self, name: str, version: str) -> None:
         """Makes a registered version the default."""
-        self.get(name, version)
+        known = [model.version for model in self.versions(name)]
+        if version not in known:
+            raise errors.DefaultVersionNotFound(name, version, known)
         self._models[name].default = version
         self.changed()
 

@@ -53,8 +53,10 @@ from torchd_server.request import Request, State
 logger = logging.getLogger(__name__)
 model_logger = logging.getLogger("torchd.model")
 
-# Past the response timeout a handler gets this long before its worker is taken for hung.
+# Past the response timeout a handler gets this long before its worker is taken for hung, and at most this part of the
+# timeout: who wants answers within a second cannot wait five for the next one.
 HANG_GRACE_SECONDS = 5.0
+HANG_GRACE_SHARE = 0.25
 # Between asking a hung worker for its stacks and killing it.
 STACK_DUMP_SECONDS = 0.2
 # Between Unload and SIGKILL.
@@ -259,8 +261,8 @@ class Worker:
             case Started():
                 self._unstarted.pop(message.step, None)
             case Log():
-                origin = {**self.identity, "request": message.request_id}
-                model_logger.log(message.level, "%s: %s", message.logger, message.text, extra=origin)
+                origin = {**self.identity, "request": message.request_id, "handler_logger": message.logger}
+                model_logger.log(message.level, "%s", message.text, extra=origin)
             case Metric():
                 self._metrics.of_handler(message, self.name)
             case Progress():
@@ -331,12 +333,16 @@ class Worker:
         if self._clock.time() < self._heard_at + self._patience:  # chunks have come meanwhile
             self._arm_hang_timer()
             return
-        limits = f"response_timeout, {self.plan.response_timeout:g} s, and {HANG_GRACE_SECONDS:g} s of grace"
+        limits = f"response_timeout, {self.plan.response_timeout:g} s, and {self._grace:g} s of grace"
         self._kill_hung(errors.WorkerTimeout(f"the worker did not answer within {limits}"))
 
     @property
     def _patience(self) -> float:
-        return self.plan.response_timeout + HANG_GRACE_SECONDS
+        return self.plan.response_timeout + self._grace
+
+    @property
+    def _grace(self) -> float:
+        return min(HANG_GRACE_SECONDS, self.plan.response_timeout * HANG_GRACE_SHARE)
 
     def _kill_hung(self, cause: errors.TorchdError) -> None:
         logger.warning("worker hangs and is killed: %s", cause, extra=self.identity)

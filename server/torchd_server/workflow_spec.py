@@ -186,7 +186,7 @@ def _node(name: str, given: Any, settings: NodeSettings) -> Node:
     if given is None:
         if not name.isidentifier():
             raise WorkflowInvalid(f"node {name!r} is not in models, and no function can have this name")
-        return Node(name, "", replace(settings, batch_size=1))
+        return Node(name, "", replace(settings, batch_size=1, max_batch_delay_ms=0))
     if not isinstance(given, dict) or not isinstance(given.get("url"), str) or not given["url"]:
         raise WorkflowInvalid(f"model {name!r} needs a url: the name of its archive")
     unknown = sorted(str(key) for key in given.keys() - {"url"} - _KEYS.keys())

@@ -367,7 +367,7 @@ def _joined(workflow: _Workflow, answers: Mapping[str, bytes]) -> bytes:
                 f"its answer is not JSON, which the leaves of a graph with several must be: {error}"
             )
             raise errors.NodeFailed(workflow.name, leaf, cause) from error
-    return json.dumps(found, indent=2).encode()
+    return f"{json.dumps(found, indent=2)}\n".encode()
 
 
 async def _idle(workflow: _Workflow, grace_seconds: float) -> None:

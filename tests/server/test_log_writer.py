@@ -111,12 +111,12 @@ def test_every_record_finds_its_file(tmp_path: Path, quiet_root: None, capfd: py
     logging.getLogger("torchd_server.daemon").debug("nobody's")
     logs.stop()
     found = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*.log")}
-    assert {name: text.rstrip("\n").partition(" - ")[2] for name, text in found.items()} == {
-        "logs/access_log.log": "of ACCESS_LOG",
-        "logs/model_log.log": "of the model",
-        "logs/ts_log.log": "of the server",
-        "metrics/ts_metrics.log": "of TS_METRICS",
-        "metrics/model_metrics.log": "of MODEL_METRICS",
+    assert {name: [line.partition(" - ")[2] for line in text.splitlines()] for name, text in found.items()} == {
+        "logs/access_log.log": ["of ACCESS_LOG"],
+        "logs/model_log.log": ["of the model"],
+        "logs/ts_log.log": ["of the model", "of the server"],
+        "metrics/ts_metrics.log": ["of TS_METRICS"],
+        "metrics/model_metrics.log": ["of MODEL_METRICS"],
     }
     assert "[WARN ] W-3-m_1-stdout MODEL_LOG - of the model" in found["logs/model_log.log"]
     console = capfd.readouterr().out

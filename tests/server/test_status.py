@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -12,7 +13,7 @@ from google.rpc import code_pb2, error_details_pb2
 
 from torchd_server import errors
 from torchd_server.surfaces.rest.answers import error_answer
-from torchd_server.surfaces.status import DOMAIN, TABLE, abort, grpc_status_of, http_status_of, row_of
+from torchd_server.surfaces.status import DOMAIN, TABLE, Row, abort, grpc_status_of, http_status_of, row_of
 
 # The agreed table, as far as the classes exist: class, HTTP, gRPC, reason, and whether a retry makes sense.
 AGREED: list[tuple[errors.TorchdError, int, str, str, bool]] = [
@@ -86,11 +87,25 @@ def test_every_error_class_has_a_row_of_its_own_family(cls: type[Exception]) -> 
 
 def test_the_reasons_are_stable_words() -> None:
     """AIP-193: UPPER_SNAKE_CASE of at most 63 characters, no two rows with one: InvalidKey is the posture's own
-    answer to what Unauthorized is."""
-    reasons = [row.reason for cls, row in TABLE.items() if cls is not errors.InvalidKey]
+    answer to what Unauthorized is, and a class may differ from the one above it by TorchServe's sentence alone."""
+    others = {cls: row for cls, row in TABLE.items() if cls is not errors.InvalidKey}
+    own = {cls: row for cls, row in others.items() if not _has_only_a_sentence(cls, row)}
+    reasons = [row.reason for row in own.values()]
     assert all(re.fullmatch(r"[A-Z][A-Z0-9_]{1,61}[A-Z0-9]", reason) for reason in reasons)
     assert len(set(reasons)) == len(reasons)
     assert all(400 <= row.http <= 599 and row.grpc != code_pb2.OK for row in TABLE.values())
+
+
+def _has_only_a_sentence(cls: type[Exception], row: Row) -> bool:
+    above = TABLE.get(cls.__bases__[0])
+    return above is not None and replace(above, sentence=row.sentence) == row
+
+
+@pytest.mark.parametrize(("status", "code"), [(422, "FAILED_PRECONDITION"), (500, "INTERNAL"), (513, "INTERNAL")])
+def test_a_status_the_handler_chose_has_torchserves_code(status: int, code: str) -> None:
+    """Row 1.4: also where no line of the map names it."""
+    found = grpc_status_of(errors.PredictionFailed("no", status=status))
+    assert code_pb2.Code.Name(found.code) == code
 
 
 def test_a_retry_comes_with_its_delay_and_the_model_with_its_name() -> None:

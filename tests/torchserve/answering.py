@@ -65,9 +65,9 @@ class Server:
         return str(json.loads(path.read_text())[name]["key"])
 
 
-def answer(step: Step, server: Server, *, within: float | None = None) -> dict[str, Any]:
-    """What the server says to a step; repeated while `until` is not fulfilled, for the step's patience or `within`."""
-    ends = time.monotonic() + (step.patience if within is None else within)
+def answer(step: Step, server: Server) -> dict[str, Any]:
+    """What the server says to a step; repeated while `until` is not fulfilled, for the step's patience."""
+    ends = time.monotonic() + step.patience
     while True:
         found = PROTOCOLS[step.protocol](step, server)
         if step.until is None or _is_fulfilled(step.until, found) or time.monotonic() > ends:

@@ -19,7 +19,7 @@ TEXT_RULES = {
     "epoch": re.compile(r"(?<=timestamp:)\d{10,13}(?:\.\d+)?|(?<=,)\d{10,13}$"),
     "hex": re.compile(r"(?<=models/)[0-9a-f]{32}"),
     "stamp": re.compile(r"\b\d{17}(?=-(?:startup|snapshot|shutdown)\b)"),
-    "worker": re.compile(r"(?<=\bW-)9\d{3}|(?<=\.ts\.sock\.)\d+"),
+    "worker": re.compile(r"(?<=\bW-)\d+|(?<=\.ts\.sock\.)\d+"),
 }
 # Values of these keys in JSON, wherever they stand, by what they are.
 JSON_RULES = {

@@ -1,8 +1,8 @@
 """Plays a scenario against our own daemon, started as a user would; `python -m torchserve.playing` shows what differs.
 
-    cd tests && python -m torchserve.playing [--write] [SCENARIO ...]
+    cd tests && python -m torchserve.playing [SCENARIO ...]
 
-prints every unexplained difference; --write puts the steps that differ into not_yet.txt (for the scenarios named only).
+prints every unexplained difference.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import io
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -26,24 +26,12 @@ from torchserve.scenarios import Scenario
 
 from torchd_archiver import cli as archiver_cli
 
-NOT_YET = Path(__file__).parent / "not_yet.txt"
-WAITING_SECONDS = 1.0
 
-
-def not_yet() -> set[str]:
-    """The steps that wait for a part that is still to be built."""
-    lines = (line.partition("#")[0].strip() for line in NOT_YET.read_text().splitlines())
-    return {line for line in lines if line}
-
-
-def play(scenario: Scenario, folder: Path, shelf: Path, waiting: Set[str]) -> dict[str, Any]:
-    """Starts our daemon as the scenario says and sends every step; the answers, normalised, by step id.
-
-    `waiting` are the steps ("scenario/step") of what is not built: they are not waited for.
-    """
+def play(scenario: Scenario, folder: Path, shelf: Path) -> dict[str, Any]:
+    """Starts our daemon as the scenario says and sends every step; the answers, normalised, by step id."""
     try:
         with serving(scenario, folder, shelf) as server:
-            return _answers(scenario, server, waiting)
+            return _answers(scenario, server)
     except NotStarted as error:
         return {step.id: {"broken": str(error)} for step in scenario.steps}
 
@@ -88,12 +76,8 @@ def _daemon(scenario: Scenario, folder: Path) -> Daemon:
     return daemon
 
 
-def _answers(scenario: Scenario, server: Server, waiting: Set[str]) -> dict[str, Any]:
-    found = {}
-    for step in scenario.steps:
-        within = WAITING_SECONDS if f"{scenario.name}/{step.id}" in waiting else step.patience
-        found[step.id] = normalised(answer(step, server, within=within), words(server))
-    return found
+def _answers(scenario: Scenario, server: Server) -> dict[str, Any]:
+    return {step.id: normalised(answer(step, server), words(server)) for step in scenario.steps}
 
 
 def _pack(arguments: Sequence[str]) -> None:
@@ -105,24 +89,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Plays the scenarios that are named, or all; answers how many steps differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of: {', '.join(scenarios.names())}")
-    parser.add_argument("--write", action="store_true", help="write the steps that differ to not_yet.txt")
     arguments = parser.parse_args(argv)
     names = arguments.scenarios or scenarios.names()
-    everything = {f"{name}/{step.id}" for name in names for step in scenarios.read(name).steps}
-    differing = set()
+    steps, differing = 0, 0
     with tempfile.TemporaryDirectory(prefix="playing-") as folder:
         for name in names:
-            found = play(scenarios.read(name), Path(folder) / name, Path(folder) / "shelf", everything)
+            found = play(scenarios.read(name), Path(folder) / name, Path(folder) / "shelf")
             for step, recorded in scenarios.read_golden(name).items():
                 left = compare.unexplained(f"{name}/{step}", recorded, found[step])
+                steps += 1
                 if left:
-                    differing.add(f"{name}/{step}")
+                    differing += 1
                     print(f"{name}/{step} ({recorded['row']})", *left, sep="\n  ", flush=True)
-    if arguments.write:
-        kept = {step for step in not_yet() if step.partition("/")[0] not in names}
-        NOT_YET.write_text("".join(f"{step}\n" for step in sorted(kept | differing)))
-    print(f"{len(differing)} of {len(everything)} steps differ", file=sys.stderr)
-    return min(len(differing), 1)
+    print(f"{differing} of {steps} steps differ", file=sys.stderr)
+    return min(differing, 1)
 
 
 if __name__ == "__main__":

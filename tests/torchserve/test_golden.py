@@ -1,4 +1,4 @@
-"""The daemon answers as TorchServe 0.12 did (golden/), but for what torchserve_0.12.toml and not_yet.txt say."""
+"""The daemon answers as TorchServe 0.12 did (golden/), but for what torchserve_0.12.toml says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from harness.commands import ROOT
 from torchserve import compare, scenarios
-from torchserve.playing import NOT_YET, not_yet, play
+from torchserve.playing import play
 
 MIGRATING = ROOT / "docs" / "migrating.md"
 STEPS = [(name, step.id) for name in scenarios.names() for step in scenarios.read(name).steps]
@@ -29,7 +29,7 @@ def answers(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
     @cache
     def played(name: str) -> dict[str, Any]:
-        return play(scenarios.read(name), tmp_path_factory.mktemp(name), shelf, not_yet())
+        return play(scenarios.read(name), tmp_path_factory.mktemp(name), shelf)
 
     return played
 
@@ -37,13 +37,10 @@ def answers(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 @pytest.mark.parametrize(("scenario", "step"), STEPS, ids=[f"{name}/{step}" for name, step in STEPS])
 @pytest.mark.timeout(180)
 def test_the_answer_is_torchserves(answers: Callable[[str], dict[str, Any]], scenario: str, step: str) -> None:
-    """One step of one scenario; a step of not_yet.txt must still differ, so that the list shrinks."""
+    """One step of one scenario."""
     name = f"{scenario}/{step}"
     recorded = scenarios.read_golden(scenario)[step]
     left = compare.unexplained(name, recorded, answers(scenario)[step])
-    if name in not_yet():
-        assert left, f"{name} answers as TorchServe does: take its line out of {NOT_YET.name}"
-        pytest.xfail(f"not built yet: {len(left)} differences, first {left[0]}")
     told = "\n".join(map(str, left))
     assert not left, f"{name} (row {recorded['row']}) differs from TorchServe 0.12:\n{told}"
 
@@ -54,11 +51,6 @@ def test_every_step_has_a_recorded_answer_and_every_answer_a_step() -> None:
         steps = {step.id: step.row for step in scenarios.read(name).steps}
         recorded = {step: answer["row"] for step, answer in scenarios.read_golden(name).items()}
         assert steps == recorded, name
-
-
-def test_what_is_not_built_yet_names_steps_that_exist() -> None:
-    """A line of not_yet.txt that names nothing would hide nothing."""
-    assert not_yet() <= {f"{name}/{step}" for name, step in STEPS}
 
 
 def test_every_intended_difference_is_in_the_migration_guide() -> None:

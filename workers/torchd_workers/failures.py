@@ -40,6 +40,24 @@ class BadOutput(Exception):
     kind: ClassVar[str] = "BadOutput"
 
 
+class NoList(BadOutput):
+    """The handler returned no list of answers."""
+
+    kind = "NoList"
+
+
+class WrongCount(BadOutput):
+    """The handler returned more or fewer answers than there were requests."""
+
+    kind = "WrongCount"
+
+
+class Unsendable(BadOutput):
+    """The handler returned an object that has no form on the wire."""
+
+    kind = "Unsendable"
+
+
 class ResponseTooLarge(Exception):
     """The handler's answer to one request is over the limit."""
 

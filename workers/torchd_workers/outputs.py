@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torchd_protos.frames import Buffer, Header, Reply
 from torchd_protos.tensors import CONTENT_TYPE as TENSORS
-from torchd_workers.failures import BadOutput, ResponseTooLarge
+from torchd_workers.failures import BadOutput, NoList, ResponseTooLarge, Unsendable, WrongCount
 from torchd_workers.tensors import answer_of
 
 MAX_HEADER_BYTES = 16 * 1024
@@ -38,12 +38,12 @@ def checked_list(output: Any, size: int) -> list[Any]:
     if not isinstance(output, list):
         if hasattr(output, "close") and hasattr(output, "send"):
             output.close()  # a coroutine nobody awaits would warn; a generator would hold its frame
-        raise BadOutput(
+        raise NoList(
             f"the handler returned {_named(output)}; it must return a list with one answer per request, here {size}"
         )
     answers = list(output)
     if len(answers) != size:
-        raise BadOutput(
+        raise WrongCount(
             f"the handler returned {len(answers)} answers to a batch of {size}; it must return one for each"
         )
     return answers
@@ -87,7 +87,7 @@ def body_of(value: Any) -> Buffer:
     except MemoryError:
         raise
     except Exception as error:  # default() of a patched encoder, __reduce__ of a tensor: user code
-        raise BadOutput(
+        raise Unsendable(
             f"{_named(value)} cannot be sent ({type(error).__name__}: {error}); "
             "an answer must be bytes, str, a torch.Tensor or what json.dumps takes"
         ) from error

@@ -20,8 +20,8 @@ from torchd_server.surfaces.sequence_stream import SequenceCall, SequenceStream
 from torchd_server.surfaces.status import abort
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-# Metadata that gRPC itself adds; everything else is the client's and reaches the handler.
-_GRPC_METADATA = ("grpc-", "user-agent")
+# Metadata that gRPC itself adds, and the token, which is the guard's alone; everything else reaches the handler.
+_GRPC_METADATA = ("grpc-", "user-agent", "authorization")
 DEFAULT_NAMES = SequenceHeaders()
 
 

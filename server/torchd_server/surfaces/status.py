@@ -39,7 +39,8 @@ class Row:
 
 def _no_worker_sentence(error: Any) -> str:
     asked_for = error.asked_for if isinstance(error, errors.NoWorker) else "inference"
-    sentence = f'Model "{error.model}" has no worker to serve {asked_for} request. '
+    version = f' Version {error.named}"' if isinstance(error, errors.NoWorker) and error.named else ""
+    sentence = f'Model "{error.model}"{version} has no worker to serve {asked_for} request. '
     sentence += "Please use scale workers API to add workers."
     if asked_for == "describe":
         return sentence
@@ -73,6 +74,13 @@ TABLE: dict[type[Exception], Row] = {
         404,
         "ModelVersionNotFoundException",
         lambda e: f"Model version: {e.version} does not exist for model: {e.model}",
+    ),
+    errors.DefaultVersionNotFound: Row(
+        _C.NOT_FOUND,
+        "VERSION_NOT_FOUND",
+        404,
+        "ModelVersionNotFoundException",
+        lambda e: f"Model version {e.version} does not exist for model {e.model}",
     ),
     errors.UrlNotAllowed: Row(_C.PERMISSION_DENIED, "URL_NOT_ALLOWED", 404, "ModelNotFoundException"),
     errors.RedirectNotAllowed: Row(_C.PERMISSION_DENIED, "REDIRECT_NOT_ALLOWED", 404, "ModelNotFoundException"),
@@ -137,13 +145,25 @@ TABLE: dict[type[Exception], Row] = {
     errors.NoWorker: Row(_C.UNAVAILABLE, "NO_WORKER", 503, "ServiceUnavailableException", _no_worker_sentence),
     errors.Draining: Row(_C.UNAVAILABLE, "DRAINING", 503, "ServiceUnavailableException"),
     errors.ModelFailed: Row(_C.FAILED_PRECONDITION, "MODEL_FAILED", 503, "ServiceUnavailableException"),
-    errors.OutOfMemory: Row(_C.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", 507, "InternalServerException"),
+    errors.OutOfMemory: Row(
+        _C.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", 507, "InternalServerException", lambda e: "Out of resources"
+    ),
+    errors.LoadOutOfMemory: Row(_C.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", 507, "InternalServerException"),
     errors.LoadFailed: Row(_C.FAILED_PRECONDITION, "LOAD_FAILED", 500, "InternalServerException"),
     errors.DeadlineInQueue: Row(_C.DEADLINE_EXCEEDED, "DEADLINE_IN_QUEUE", 504, "DeadlineExceeded"),
     errors.DeadlineExceeded: Row(_C.DEADLINE_EXCEEDED, "DEADLINE", 504, "DeadlineExceeded"),
     errors.Cancelled: Row(_C.CANCELLED, "CANCELLED", 499, "Cancelled"),
     errors.HandlerExit: Row(_C.UNKNOWN, "HANDLER_EXIT", 503, "InternalServerException", lambda e: "Prediction failed"),
     errors.BadOutput: Row(_C.UNKNOWN, "BAD_OUTPUT", 503, "InternalServerException"),
+    errors.NoList: Row(
+        _C.UNKNOWN, "BAD_OUTPUT", 503, "InternalServerException", lambda e: "Invalid model predict output"
+    ),
+    errors.WrongCount: Row(
+        _C.UNKNOWN, "BAD_OUTPUT", 503, "InternalServerException", lambda e: "number of batch response mismatched"
+    ),
+    errors.Unsendable: Row(
+        _C.UNKNOWN, "BAD_OUTPUT", 503, "InternalServerException", lambda e: "Unsupported model output data type."
+    ),
     errors.ResponseTooLarge: Row(_C.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE", 503, "InternalServerException"),
     errors.PredictionFailed: Row(_C.UNKNOWN, "PREDICTION_ERROR", 500, "InternalServerException"),
     errors.HandlerFailed: Row(
@@ -178,6 +198,7 @@ _GRPC_OF_HTTP = {
     503: _C.UNAVAILABLE,
     504: _C.DEADLINE_EXCEEDED,
 }
+_GRPC_OF_KIND = {4: _C.FAILED_PRECONDITION, 5: _C.INTERNAL}
 
 
 def row_of(error: BaseException) -> Row:
@@ -196,7 +217,7 @@ def grpc_status_of(error: BaseException) -> status_pb2.Status:
     row = row_of(error)
     code = row.grpc
     if isinstance(error, errors.HandlerFailed) and error.status is not None:
-        code = _GRPC_OF_HTTP.get(error.status, code)
+        code = _GRPC_OF_HTTP.get(error.status) or _GRPC_OF_KIND.get(error.status // 100, code)
     # What is not ours to tell stays in the log.
     message = str(error) if isinstance(error, errors.TorchdError) else row.sentence(error)
     status = status_pb2.Status(code=code, message=message)

@@ -89,9 +89,9 @@ def parser(prog: str = "torchserve") -> argparse.ArgumentParser:
 def check_paths(flags: Flags, environment: Mapping[str, str]) -> None:
     """Raises Refused for a path that is not there, in TorchServe's words."""
     for path, what in (
-        (flags.log_config, "--log-config"),
+        (flags.log_config and flags.log_config.absolute(), "--log-config"),
         (chosen_config(flags, environment), "--ts-config"),
-        (flags.cpp_log_config, "--cpp-log-config"),
+        (flags.cpp_log_config and flags.cpp_log_config.absolute(), "--cpp-log-config"),
     ):
         if path is not None and not path.is_file():
             raise Refused(f"{what} file not found: {path}")

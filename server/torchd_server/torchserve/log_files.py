@@ -151,4 +151,4 @@ def _only(log: str) -> Callable[[logging.LogRecord], bool]:
 
 
 def _is_of_server(record: logging.LogRecord) -> bool:
-    return record.name != MODEL_LOGGER and record.name not in _REQUEST_STREAMS
+    return record.name not in _REQUEST_STREAMS

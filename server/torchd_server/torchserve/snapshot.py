@@ -99,7 +99,8 @@ def _models_document(name: str, models: Sequence[RegisteredModel], now: datetime
             "modelCount": len(models),
             "created": int(now.timestamp() * 1000),
             "models": listed,
-        }
+        },
+        indent=2,
     )
 
 

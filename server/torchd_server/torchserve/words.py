@@ -71,7 +71,8 @@ def _description(status: VersionStatus) -> dict[str, Any]:
     found: dict[str, Any] = {
         "modelName": status.name,
         "modelVersion": status.version,
-        "modelUrl": status.source,
+        # A function of a workflow has no archive.
+        **({"modelUrl": status.source} if status.source else {}),
         "runtime": settings.runtime,
         "minWorkers": settings.min_workers,
         "maxWorkers": settings.max_workers,
@@ -83,15 +84,15 @@ def _description(status: VersionStatus) -> dict[str, Any]:
         "clientTimeoutInMills": settings.client_timeout_ms,
         "parallelType": settings.parallel_type,
         "parallelLevel": settings.parallel_level,
-        "deviceType": settings.device_type or ("gpu" if any(w.gpu is not None for w in status.workers) else "cpu"),
+        "deviceType": _device_type(status),
         "continuousBatching": settings.continuous_batching,
         "useJobTicket": settings.use_job_ticket,
         "useVenv": settings.use_venv,
         "stateful": settings.sequence_batching,
         "sequenceMaxIdleMSec": settings.sequence_max_idle_ms,
         "sequenceTimeoutMSec": settings.sequence_timeout_ms,
-        "maxNumSequence": settings.max_num_sequence if status.has_config else 0,
-        "maxSequenceJobQueueSize": settings.max_sequence_job_queue_size if status.has_config else 0,
+        "maxNumSequence": settings.max_num_sequence if settings.sequence_batching else 0,
+        "maxSequenceJobQueueSize": settings.max_sequence_job_queue_size if settings.sequence_batching else 0,
         "loadedAtStartup": status.loaded_at_startup,
         "workers": [_worker(worker) for worker in status.workers if worker.name],
         "jobQueueStatus": {"remainingCapacity": status.remaining, "pendingRequests": status.pending},
@@ -101,6 +102,13 @@ def _description(status: VersionStatus) -> dict[str, Any]:
     if status.last_failure is not None:
         found["lastFailure"] = failure(status)
     return found
+
+
+def _device_type(status: VersionStatus) -> str:
+    """What its workers run on; what it wishes for while there are none."""
+    if not status.workers:
+        return status.settings.device_type or "cpu"
+    return "gpu" if any(worker.gpu is not None for worker in status.workers) else "cpu"
 
 
 def failure(status: VersionStatus) -> dict[str, Any]:

@@ -21,6 +21,7 @@ COMMON_HEADERS = (
     ("Cache-Control", "no-cache; no-store, must-revalidate, private"),
     ("Expires", "Thu, 01 Jan 1970 00:00:00 UTC"),
 )
+_COMMON_NAMES = frozenset(name.lower() for name, _ in COMMON_HEADERS)
 _TYPES = {404: "ResourceNotFoundException", 405: "MethodNotAllowedException", 400: "BadRequestException"}
 NOT_FOUND = "Requested resource is not found, please refer to API document."
 NOT_ALLOWED = "Requested method is not allowed, please refer to API document."
@@ -33,7 +34,9 @@ def answer(
     request_id: str | None = None,
     reason: str | None = None,
 ) -> HttpResponse:
-    """An answer with the common headers."""
+    """An answer with the common headers, which stand above a handler's own of these names."""
+    if headers:
+        headers = tuple(header for header in headers if header[0].lower() not in _COMMON_NAMES)
     identity = ("x-request-id", request_id or str(uuid.uuid4()))
     return HttpResponse(status, (*headers, identity, *COMMON_HEADERS), body, reason)
 

@@ -37,6 +37,8 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
 _OUR_HEADERS = frozenset({"connection", "content-length", "transfer-encoding"})
 _WITHOUT_BODY = frozenset({204, 304})
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
+# What a status that nobody has named is called, by its first digit.
+_KINDS = {2: "Success", 3: "Redirection", 4: "Client Error", 5: "Server Error"}
 
 
 @dataclass(slots=True)
@@ -469,10 +471,14 @@ def _head(response: HttpResponse, version: str, keep: bool) -> bytes:
 def _status_line(status: int, reason: str | None) -> str:
     if not isinstance(status, int) or not 200 <= status <= 999:
         raise ValueError(f"the answer's status {status!r} is not a number from 200 to 999")
-    phrase = _REASONS.get(status, "") if reason is None else reason
+    phrase = _phrase(status) if reason is None else reason
     if len(phrase) > 256 or not phrase.isprintable():
         raise ValueError(f"the answer's reason phrase {phrase[:100]!r} is not one short printable line")
     return f"HTTP/1.1 {status} {phrase}\r\n"
+
+
+def _phrase(status: int) -> str:
+    return _REASONS.get(status) or f"{_KINDS.get(status // 100, 'Unknown Status')} ({status})"
 
 
 @lru_cache(maxsize=256)

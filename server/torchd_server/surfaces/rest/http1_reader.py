@@ -174,7 +174,7 @@ class RequestReader:
             return error.__context__
         if self._parser.get_method() == b"PRI" or self._parser.get_http_version() not in VERSIONS | {"0.0"}:
             return Refused(505, "this port speaks HTTP/1.1 and HTTP/1.0 only")
-        return Refused(400, f"malformed HTTP request: {error}")
+        return Refused(400, f"Invalid HTTP message. ({error})")
 
     def _ignore_upgrade(self) -> None:
         """Go on in HTTP/1.1: httptools stops at a request to upgrade and would lose its body (curl --http2, Java's

@@ -12,7 +12,7 @@ from torchd_protos.management_pb2 import DESCRIPTOR as MANAGEMENT
 from torchd_server import errors
 from torchd_server.management import RECONFIGURABLE, Management, RegisterModel
 from torchd_server.surfaces.auth import Access
-from torchd_server.surfaces.rest.answers import document
+from torchd_server.surfaces.rest.answers import JSON, answer, document
 from torchd_server.surfaces.rest.http1 import HttpResponse
 from torchd_server.surfaces.rest.http1_reader import HttpRequest
 from torchd_server.surfaces.rest.openapi import description
@@ -172,6 +172,7 @@ def _runs(management: Management) -> dict[str, Run]:
         if given.get("customized") and version != "all":
             metadata = await management.customized(name, version)
             found[0] |= {} if metadata is None else {"customizedMetadata": metadata}
+            return answer(200, words.document(found).encode(), (JSON,), reason="")  # as TorchServe passes it on
         return document(200, found)
 
     async def list_models(given: dict[str, Any]) -> HttpResponse:

@@ -140,7 +140,8 @@ async def run(inference: Inference, call: Call) -> HttpResponse:
 
 def call_of(request: HttpRequest, variables: Variables, parts: list[Part], request_id: str, door: Door) -> Call:
     """The call a request makes; TorchServe's headers for handlers stand behind the client's own."""
-    headers = [Header(name, value) for name, value in request.headers]
+    # The chunks of a body are put together by now.
+    headers = [Header(name, value) for name, value in request.headers if name.lower() != "transfer-encoding"]
     if door.with_path:
         headers.append(Header("url_path", variables.get("url_path", "")))
     if door.explain is not None:

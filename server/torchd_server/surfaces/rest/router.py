@@ -126,6 +126,8 @@ class Router:
         self._routes: dict[str, _Route] = {}
         # By first segment, so that a prediction is compared with a few templates and not with all.
         self._by_word: dict[str, list[_Route]] = {}
+        # What a path that is none asks for: the same as the first endpoint that asks for anything.
+        self._default_access = Access.OPEN
 
     def add(self, endpoints: Iterable[Endpoint]) -> None:
         """Serves these too; where a path and method are taken, the first to come keeps them."""
@@ -135,6 +137,8 @@ class Router:
             route.by_method |= dict.fromkeys(free, endpoint)
             if free:
                 self.endpoints.append(endpoint)
+        wanted = (endpoint.access for endpoint in self.endpoints)
+        self._default_access = next((access for access in wanted if access is not Access.OPEN), Access.OPEN)
         self._sort()
 
     def _sort(self) -> None:
@@ -166,8 +170,12 @@ class Router:
     async def _handle(self, request: HttpRequest) -> HttpResponse:
         found = self.find(request.method, segments(request.path))
         if isinstance(found, int):
+            self._check(self._default_access, request)  # strangers are not told what there is
             return refusal(found, NOT_FOUND if found == 404 else NOT_ALLOWED)
         endpoint, variables = found
-        shown = [value for name, value in request.headers if name.lower() == "authorization"]
-        self._guard.check(endpoint.access, shown)
+        self._check(endpoint.access, request)
         return await endpoint.action(request, variables)
+
+    def _check(self, access: Access, request: HttpRequest) -> None:
+        shown = [value for name, value in request.headers if name.lower() == "authorization"]
+        self._guard.check(access, shown)

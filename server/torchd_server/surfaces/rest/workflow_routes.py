@@ -17,7 +17,12 @@ from torchd_server.torchserve import workflow_words as words
 from torchd_server.workflows import RegisterWorkflow, Workflows
 
 # TorchServe reads the word in any case, and does not look at what follows the name.
-_DOORS = {"wfpredict": "workflowPredictions", "wfPredict": "camel_wfPredictions", "WFPREDICT": "upper_wfPredictions"}
+_DOORS = {
+    "wfpredict": "workflowPredictions",
+    "wfPredict": "camel_wfPredictions",
+    "WfPredict": "pascal_wfPredictions",
+    "WFPREDICT": "upper_wfPredictions",
+}
 _MESSAGES = WORKFLOW.message_types_by_name
 
 
