@@ -258,7 +258,7 @@ class Management:
             self._machinery,
             self._metrics.of_model(name, version),
             self._registry.changed,
-            call.at_startup,
+            call.at_startup or self._was_loaded_at_startup(name),
         )
         self._registry.add(model)
         if holder is not None:
@@ -270,6 +270,10 @@ class Management:
         else:
             model.scale(settings.min_workers, settings.max_workers)
         return model
+
+    def _was_loaded_at_startup(self, name: str) -> bool:
+        # TorchServe asks by name: later versions of a model of the start are called so too.
+        return any(model.loaded_at_startup for model in self._registry if model.name == name)
 
     def _settings(
         self, call: RegisterModel, unpacked: UnpackedModel, name: str, version: str

@@ -115,6 +115,7 @@ def check(
         findings.append(Finding(Kind.REFUSED, str(store), "the model store is not a folder"))
     else:
         findings += _check_archives(store, models, settings.install_dependencies)
+        findings += _check_loaded(config, settings, store) if models is None else ()
     if as_json:
         print(json.dumps([{**dataclasses.asdict(found), "kind": found.kind.value} for found in findings], indent=2))
     elif findings:
@@ -139,6 +140,20 @@ def _check_archives(store: Path, models: list[str] | None, installs_dependencies
             yield Finding(Kind.REFUSED, name, f"is not in {store}")
         else:
             yield from check_archive(store / name, installs_dependencies, shim)
+
+
+def _check_loaded(config: Path, settings: ServerSettings, store: Path) -> Iterator[Finding]:
+    """What load_models names and the store does not have: archives in other places are looked at by nobody else."""
+    for entry in settings.models:
+        name = entry.rpartition("=")[2]
+        if "://" in name:
+            yield Finding(Kind.NOTE, name, "is not fetched: put the archive into the store to have it looked at")
+        elif name.lower() == "all" or (Path(name).name == name and (store / name).exists()):
+            continue
+        elif Path(name).name != name:
+            yield Finding(Kind.REFUSED, str(config), f"load_models={entry} is a path; only names of {store} are loaded")
+        else:
+            yield Finding(Kind.REFUSED, str(config), f"load_models={entry}: {store} has none")
 
 
 def _print_table(columns: list[str], rows: Any) -> None:

@@ -203,3 +203,17 @@ def test_show_says_what_is_missing() -> None:
 def test_every_setting_is_shown() -> None:
     names = {name.partition(".")[0] for name, _, _ in switch_commands.rows_of(ServerSettings(), {})}
     assert names == set(ServerSettings.__dataclass_fields__) - {"environment", "properties", "posture"}
+
+
+def test_models_to_load_that_the_store_does_not_have_are_named(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "m.mar").write_bytes(make(tmp_path, "def handle(data, context):\n    return data\n").read_bytes())
+    config = tmp_path / "config.properties"
+    config.write_text(f"model_store={store}\nload_models=m.mar,my=m.mar,gone.mar,/else/x.mar,https://x.example/y.mar\n")
+    found = json.loads(CliRunner().invoke(app(), ["check", str(config), "--json"]).output)
+    assert {(one["kind"], one["what"]) for one in found} == {
+        ("refused", f"load_models=gone.mar: {store} has none"),
+        ("refused", f"load_models=/else/x.mar is a path; only names of {store} are loaded"),
+        ("note", "is not fetched: put the archive into the store to have it looked at"),
+    }

@@ -176,6 +176,19 @@ def test_a_name_may_come_back_while_its_old_bearer_still_answers(tmp_path: Path)
     main()
 
 
+def test_a_later_version_of_a_model_loaded_at_startup_is_described_as_one(tmp_path: Path) -> None:
+    """TorchServe asks by name; seen in the `loadedAtStartup` of version 2.0 of a model of load_models."""
+
+    @in_loop
+    async def main() -> None:
+        async with bench_in(tmp_path, echoes) as bench:
+            await bench.management.register_at_start("m-1.0.mar")
+            await bench.management.register(one("2.0"))
+            assert [status.loaded_at_startup for status in bench.management.describe("m", "all")] == [True, True]
+
+    main()
+
+
 def test_without_the_model_api_only_the_command_line_registers(tmp_path: Path) -> None:
     @in_loop
     async def main() -> None:

@@ -136,10 +136,12 @@ def _values(place: str, old: Any, new: Any, rules: Rules) -> Iterator[Difference
                 else:
                     yield Difference(f"{place}.{key}", _member(old, key), _member(new, key))
         case list(), list():
-            if len(old) != len(new):
-                yield Difference(place, f"{len(old)} elements", f"{len(new)} elements")
             for index, pair in enumerate(zip(old, new, strict=False)):
                 yield from _values(f"{place}.{index}", *pair, rules)
+            if len(old) != len(new):
+                # The first that one side lacks stands for those behind it.
+                index = min(len(old), len(new))
+                yield Difference(f"{place}.{index}", _element(old, index), _element(new, index))
         case str(), str():
             if not _same_text(old, new):
                 yield Difference(place, old, new)
@@ -165,6 +167,12 @@ def _same(old: Any, new: Any, tolerance: float) -> bool:
 
 
 def _member(values: Mapping[str, Any], key: str) -> str:
-    if key not in values:
-        return ABSENT
-    return values[key] if isinstance(values[key], str) else json.dumps(values[key])
+    return _said(values[key]) if key in values else ABSENT
+
+
+def _element(values: list[Any], index: int) -> str:
+    return _said(values[index]) if index < len(values) else ABSENT
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -52,16 +52,11 @@ def explain(found: Iterable[Difference], request: RecordedRequest, known: Iterab
 
 def read_explained(text: str) -> list[Explained]:
     """Explanations from JSON: [{"why": text, "request", "place", "old", "new": regular expressions}]."""
-    return [
-        Explained(
-            one["why"],
-            request=_pattern(one.get("request")),
-            place=_pattern(one.get("place")),
-            old=_pattern(one.get("old")),
-            new=_pattern(one.get("new")),
-        )
-        for one in json.loads(text)
-    ]
+    found = []
+    for one in json.loads(text):
+        request, place, old, new = (_pattern(one.get(name)) for name in ("request", "place", "old", "new"))
+        found.append(Explained(one["why"], request, place, old, new))
+    return found
 
 
 def torchserve() -> list[Explained]:
