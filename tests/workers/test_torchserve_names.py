@@ -28,6 +28,7 @@ NAMES = [
     "ts.context.RequestProcessor",
     "ts.handler_utils.distributed.deepspeed.get_ds_engine",
     "ts.handler_utils.distributed.pt_pippy.get_pipeline_driver",
+    "ts.handler_utils.distributed.pt_pippy.get_pipline_driver",
     "ts.handler_utils.distributed.pt_pippy.initialize_rpc_workers",
     "ts.handler_utils.hf_batch_streamer.TextIteratorStreamerBatch",
     "ts.handler_utils.micro_batching.MicroBatching",

@@ -153,7 +153,7 @@ KEYS: dict[str, Key] = {
         _key("cors_allowed_headers", "cors.headers", text, "Access-Control-Allow-Headers"),
         _key("keystore", "tls.keystore", path, "key and certificate of https addresses"),
         _key("keystore_pass", "tls.keystore_password", text, "its password"),
-        _key("keystore_type", "tls.keystore_type", text, "PKCS12 or JKS"),
+        _key("keystore_type", "tls.keystore_type", text, "PKCS12; JKS is refused, with the command that converts it"),
         _key("private_key_file", "tls.private_key", path, "PEM key, PKCS1 or PKCS8"),
         _key("certificate_file", "tls.certificate", path, "PEM certificate"),
         _key("enable_metrics_api", "listeners.metrics_enabled", switch, "false opens no metrics port"),
