@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from torchd_protos.frames import (
     CHUNK_OVERHEAD,
     STREAM_WINDOW,
@@ -14,6 +16,7 @@ from torchd_protos.frames import (
     Failure,
     Header,
     Item,
+    Loaded,
     Part,
     Reply,
     Settings,
@@ -152,3 +155,30 @@ def test_a_context_of_its_own_shares_what_the_handler_keeps() -> None:
     assert second.get_response_status(0)[0] == 200
     assert (first.get_request_id(), second.get_request_id()) == ("a", "b")
     assert first.metrics.request_ids == {0: "a"}
+
+
+SPOILS_ITS_CONTEXT = """\
+import threading
+
+
+class Spoiler:
+    def initialize(self, context):
+        self.context = context
+
+    def handle(self, data, context):
+        context.request_processor = []
+        if context is not self.context:  # async handlers get one of their own, which is a copy of this
+            self.context.metrics = threading.Lock()
+        return ["done"] * len(data)
+"""
+
+
+@pytest.mark.parametrize("loop", ["step", "async"])
+def test_a_handler_that_spoils_its_context_has_answers_all_the_same(start, tmp_path, loop) -> None:
+    """P01: whatever it has put there, nobody waits for an answer that does not come."""
+    (tmp_path / "handler.py").write_text(SPOILS_ITS_CONTEXT)
+    worker = start(tmp_path)
+    assert worker.load(loop=loop) == Loaded()
+    for number in (1, 2):
+        worker.send_batch(b"x", first=number)
+        assert worker.until(Reply, Failure).request == number

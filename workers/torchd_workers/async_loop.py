@@ -76,10 +76,10 @@ class AsyncLoop:
         """One call of the handler; its answer, whatever happens."""
         processor = RequestProcessor(headers_of(item.call))
         ids = {0: item.call.request_id}
-        context = handler.context.for_request(ids, processor, request)
         started = perf_counter()
         try:
             raise_if_over(request)
+            context = handler.context.for_request(ids, processor, request)  # copies what the handler has put there
             output = handler.entry([row_of(item.call, self._load.decode_input)], context)
             [value] = checked_list(await _settled(output), 1)
             answer: Answer = self._answers.of_value(request, value, processor)

@@ -81,7 +81,11 @@ class StepLoop:
             for request, answer in zip(requests, self._answers.of_errors(requests, error), strict=True):
                 self._channel.end(request, answer)
         else:
-            self._live = [one for index, one in enumerate(live) if self._goes_on(index, one.request, values[index])]
+            self._live = [
+                one
+                for index, one in enumerate(live)
+                if self._goes_on(index, one.request, values[index], processors[index])
+            ]
         self._channel.send(self._answers.prediction_time(perf_counter() - started, ids))
 
     def _drop_over(self) -> None:
@@ -91,9 +95,8 @@ class StepLoop:
                 self._channel.end(one.request, self._answers.of_error(one.request, error))
         self._live = [one for one in self._live if not one.request.over]
 
-    def _goes_on(self, index: int, request: RunningRequest, value: Any) -> bool:
+    def _goes_on(self, index: int, request: RunningRequest, value: Any, processor: RequestProcessor) -> bool:
         """Sends one value of a step; whether its request lives on."""
-        processor: RequestProcessor = self._context.request_processor[index]
         try:
             raise_if_over(request)
             more = self._has_more(index, value)
