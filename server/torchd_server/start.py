@@ -82,6 +82,8 @@ def resolved_torchserve(flags: command_line.Flags, environment: Mapping[str, str
 def _run_with_pid_file(settings: ServerSettings, pid_file: PidFile, ready_fd: int | None) -> NoReturn:
     try:
         pid_file.write()
+    except (FileExistsError, PidFileUnsafe) as error:
+        _refuse(f"another server was started here at the same moment: {error}", 1)
     except OSError as error:
         _refuse(f"{pid_file.path} cannot be written: {error.strerror}", 1)
     try:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from torchd_server import start
+from torchd_server.logs import escaped
 from torchd_server.settings import ServerSettings, SettingInvalid
 from torchd_server.torchserve import command_line
 from torchd_server.torchserve.check_archive import check_archive, shim_folder
@@ -163,7 +164,7 @@ def _print_table(columns: list[str], rows: Any) -> None:
 
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row[: len(columns)]))
+        table.add_row(*(Text(escaped(cell)) for cell in row[: len(columns)]))
     console = Console()
     # Cut lines help nobody who pipes them on.
     Console(width=console.width if console.is_terminal else 400).print(table)

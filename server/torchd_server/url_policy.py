@@ -109,6 +109,8 @@ def _parse(url: str) -> Remote:
             f"Given URL {shown(url)} does not match any allowed URL(s): "
             f"what is read are http, https, file, {', '.join(BUCKETS)}"
         )
+    if scheme in BUCKETS and "::" in url:  # fsspec would read what follows as another URL, of any scheme
+        raise errors.BadRequest(f"{shown(url)} is not a URL: it has '::' in it")
     host = _host(url, host) if scheme in WEB else host
     if not host or (scheme in BUCKETS and port is not None):
         raise errors.BadRequest(f"{shown(url)} names no host")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +110,8 @@ def test_an_old_manifest_is_noted(tmp_path: Path) -> None:
     [
         ("batchSize: many\n", Kind.NOTE, "batchSize: 'many' will not do"),
         ("batchsize: 3\n", Kind.NOTE, "did you mean batchSize?"),
-        ("a: [\n", Kind.REFUSED, "cannot be read"),
-        ("- a\n", Kind.REFUSED, "no mapping"),
+        ("a: [\n", Kind.REFUSED, "is not YAML that will do"),
+        ("- a\n", Kind.REFUSED, "must be a mapping"),
     ],
 )
 def test_a_model_config_is_looked_at(tmp_path: Path, config: str, kind: Kind, said: str) -> None:
@@ -217,3 +219,65 @@ def test_models_to_load_that_the_store_does_not_have_are_named(tmp_path: Path) -
         ("refused", f"load_models=/else/x.mar is a path; only names of {store} are loaded"),
         ("note", "is not fetched: put the archive into the store to have it looked at"),
     }
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{last}'] * 9)}]\n"
+    for last, name in zip("abcdefgh", "bcdefghi", strict=True)
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (BOMB + "minWorkers: *i\n", "stands for more than 10000 values"),
+        ("x: " + "[" * 100_000, "is not YAML that will do"),
+        ("a: " + "x" * 300_000, "has more than 262144 bytes"),
+    ],
+)
+def test_a_yaml_bomb_in_an_archive_costs_the_one_who_checks_it_nothing(tmp_path: Path, config: str, words: str) -> None:
+    """S17: whoever looks an archive over before the switch has not said that its maker is to be trusted."""
+    file = tmp_path / "model-config.yaml"
+    file.write_text(config)
+    [found] = [one for one in checked(make(tmp_path, "x = 1\n", config_file=file)) if one.kind is Kind.REFUSED]
+    assert words in found.what
+
+
+@pytest.mark.parametrize("source", ["-" * 100_000 + "1", "(" * 10_000, "x" + ".a" * 100_000, "1" + "+1" * 100_000])
+def test_source_too_deep_for_the_parser_is_said_and_the_rest_is_checked(tmp_path: Path, source: str) -> None:
+    found = checked(make(tmp_path, source))
+    assert all(one.kind is Kind.NOTE for one in found), found
+
+
+def test_check_and_show_run_nothing_of_an_archive(tmp_path: Path) -> None:
+    """S20, S45: not at import, not as a plug-in, not by finding its modules."""
+    marker = tmp_path / "ran"
+    spell = f"open({str(marker)!r}, 'w')\n"
+    store = tmp_path / "store"
+    (store / "folder" / "MAR-INF").mkdir(parents=True)
+    manifest = '{"model": {"modelName": "m", "handler": "handler.py", "serializedFile": "m.pt"}, "runtime": "python"}'
+    (store / "folder" / "MAR-INF" / "MANIFEST.json").write_text(manifest)
+    for name in ("handler", "helper", "sitecustomize", "no_such_package", "torchd_workers"):
+        (store / "folder" / f"{name}.py").write_text(f"import no_such_package.part, handler\n{spell}")
+    config = tmp_path / "config.properties"
+    config.write_text(f"model_store={store}\nload_models=all\nplugins=handler\n")
+    for words in (["check", str(config)], ["config", "show", "--ts-config", str(config), "--ncs"]):
+        run = subprocess.run(
+            [sys.executable, "-P", "-m", "torchd_server", *words],
+            cwd=store / "folder",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert "Traceback" not in run.stderr, run.stderr
+        assert run.stdout
+    assert not marker.exists()
+
+
+def test_no_escape_of_a_hostile_file_reaches_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """S39."""
+    switch_commands._print_table(["where"], [["\x1b]0;owned\x07\x1b[2J\x9b31m"]])
+    shown = capsys.readouterr().out
+    assert "owned" in shown
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)

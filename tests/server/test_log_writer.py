@@ -172,3 +172,17 @@ def test_the_writer_needs_nobody_to_ask_for_it(quiet_root: None, capfd: pytest.C
     eventually(is_written, what="the line")
     assert sys.stderr.fileno() >= 0
     assert logs.dropped() == 0
+
+
+def test_a_rolled_file_is_as_private_as_the_file_was(tmp_path: Path) -> None:
+    """S48: the console of handlers may hold what clients sent."""
+    file = LogFile(tmp_path / "a.log", LineFormatter(), takes_all, most_bytes=10)
+    before = os.umask(0o022)
+    try:
+        file.put(b"0123456789\n")
+        file.put(b"0123456789\n")
+    finally:
+        os.umask(before)
+        file.close()
+    assert (tmp_path / "a.log.1.gz").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "a.log").stat().st_mode & 0o777 == 0o640

@@ -71,3 +71,22 @@ def test_a_link_in_its_place_is_neither_read_nor_written_through(tmp_path: Path)
         PidFile(tmp_path).running()
     PidFile(tmp_path).remove(os.getpid())
     assert victim.read_text() == "keep"
+
+
+def test_of_two_that_start_at_once_the_second_takes_nothing_from_the_first(
+    tmp_path: Path, server: subprocess.Popen[bytes]
+) -> None:
+    """Both have looked and found nobody; the slower one ends at the taken port, and the file still names the other."""
+    file = PidFile(tmp_path)
+    assert file.running() is None
+    file.path.write_text(str(server.pid))
+    with pytest.raises(FileExistsError):
+        file.write()
+    file.remove(os.getpid())
+    assert file.path.read_text() == str(server.pid)
+
+
+def test_an_orphan_gives_way(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text("999999999")
+    PidFile(tmp_path).write()
+    assert (tmp_path / NAME).read_text() == str(os.getpid())

@@ -325,3 +325,12 @@ def test_a_snapshot_of_torchserves_is_read_and_follows_the_one_it_started_from(p
     assert not any("not known" in note or "no meaning" in note for note in found.notes)
     newer = snapshot.write(folder, "startup", {"model_store": "store"}, [MODEL], AT.replace(second=8))
     assert snapshot.choose(folder).file == newer != ours
+
+
+@pytest.mark.parametrize("models", ["[" * 200_000, '{"models": ' * 100_000, "x" * (17 * 1024 * 1024)], ids=len)
+def test_a_snapshot_that_cannot_be_one_does_not_stop_the_start(tmp_path: Path, models: str) -> None:
+    """S53."""
+    good = snapshot.write(tmp_path, "startup", {}, [], datetime(2026, 1, 1))
+    bad = tmp_path / "20270101000000000-snapshot.cfg"
+    bad.write_text(f"torchd_snapshot_generation=9\nmodel_snapshot={models}\n")
+    assert snapshot.choose(tmp_path) == snapshot.Choice(good, (bad.name,))

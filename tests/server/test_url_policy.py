@@ -162,3 +162,12 @@ def test_whatever_stands_after_the_scheme_the_answer_is_ours(rest: str) -> None:
         # What was let through parses to itself: nobody after us can read another host out of it.
         again = TORCHSERVE.check(remote.url) if remote.scheme != "file" else remote
         assert (again.url, again.host, again.port) == (remote.url, remote.host, remote.port)
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/a::file:///etc/x.mar", "hf://org/repo::http://127.0.0.1/x.mar", "gs://b::s3://other/x.mar"]
+)
+def test_a_url_of_a_bucket_is_one_url(url: str) -> None:
+    """S02: fsspec chains URLs by '::', and only the first was looked at."""
+    with pytest.raises(errors.BadRequest, match="::"):
+        UrlPolicy(["(s3|hf|gs)://.*"]).check(url)

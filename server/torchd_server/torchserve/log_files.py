@@ -19,6 +19,7 @@ from torchd_server.torchserve.metrics_log import HANDLER_STREAM, SERVER_STREAM
 
 FILE_BYTES = 100 * 1024 * 1024
 FILES_KEPT = 5
+MODE = 0o640
 ACCESS_STREAM = "ACCESS_LOG"
 MODEL_LOGGER = "torchd.model"
 _LEVELS = {logging.WARNING: "WARN", logging.CRITICAL: "FATAL"}
@@ -106,7 +107,7 @@ class LogFile(LineHandler):
         super().close()
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, MODE)
 
     def _reopen(self) -> None:
         descriptor = self._open()
@@ -118,7 +119,13 @@ class LogFile(LineHandler):
         for older, newer in zip(reversed(names), reversed(names[:-1]), strict=False):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(newer, older)
-        with self._path.open("rb") as full, gzip.open(names[0], "wb", compresslevel=1) as packed:
+        # As private as the file itself, and never through a link in its place.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with (
+            self._path.open("rb") as full,
+            open(os.open(names[0], flags, MODE), "wb") as file,
+            gzip.open(file, "wb", compresslevel=1) as packed,
+        ):
             shutil.copyfileobj(full, packed)
         os.unlink(self._path)
         self._reopen()

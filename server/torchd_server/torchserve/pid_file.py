@@ -48,10 +48,16 @@ class PidFile:
         return _server(int(words[0]), status.st_mtime)
 
     def write(self) -> None:
-        """Names this process; call `running` first. Raises FileExistsError if somebody was faster."""
-        self.path.unlink(missing_ok=True)  # an orphan's
+        """Names this process; an orphan's file gives way. Raises FileExistsError if a server that lives was faster."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(self.path, flags, 0o600), "w") as file:
+        try:
+            descriptor = os.open(self.path, flags, 0o600)
+        except FileExistsError:
+            if self.running() is not None:
+                raise
+            self.path.unlink(missing_ok=True)
+            descriptor = os.open(self.path, flags, 0o600)
+        with open(descriptor, "w") as file:
             file.write(str(os.getpid()))
 
     def remove(self, pid: int) -> None:

@@ -21,6 +21,8 @@ from torchd_server.torchserve import properties_format
 
 GENERATION = "torchd_snapshot_generation"
 KEPT = 5
+# A thousand models take less than one; what is larger is no snapshot.
+MOST_CHARACTERS = 16 * 1024 * 1024
 _STAGING = ".new"
 _NAME = re.compile(r"\d{17}-(startup|snapshot|shutdown)\.cfg")
 
@@ -116,22 +118,29 @@ def _newest_first(folder: Path) -> list[_Found]:
 
 def _read(file: Path) -> _Found:
     try:
-        properties = properties_format.parse(file.read_text(encoding=properties_format.ENCODING))
+        properties = _properties_of(file)
         generation = int(properties.get(GENERATION, "0"))
         models = json.loads(properties["model_snapshot"])
         count = sum(len(versions) for versions in models["models"].values())
         is_complete = models.get("modelCount", count) in (count, len(models["models"]))
         return _Found(file, generation, is_complete, GENERATION in properties)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return _Found(file, _generation_of(file), False, False)
 
 
 def _generation_of(file: Path) -> int:
     """Of a torn file, whose properties come first: a counter that was used once is not used again."""
     with contextlib.suppress(OSError, ValueError):
-        properties = properties_format.parse(file.read_text(encoding=properties_format.ENCODING))
-        return int(properties.get(GENERATION, "0"))
+        return int(_properties_of(file).get(GENERATION, "0"))
     return 0
+
+
+def _properties_of(file: Path) -> Mapping[str, str]:
+    with file.open(encoding=properties_format.ENCODING) as text:
+        content = text.read(MOST_CHARACTERS + 1)
+    if len(content) > MOST_CHARACTERS:
+        raise ValueError(f"{file} has more than {MOST_CHARACTERS} characters")
+    return properties_format.parse(content)
 
 
 def _replace(folder: Path, name: str, content: bytes) -> None:
