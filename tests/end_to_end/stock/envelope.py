@@ -1,4 +1,4 @@
-"""Triton's clients against models behind TorchServe's envelope kservev2: `envelope.py GRPC_HOST:PORT HTTP_HOST:PORT`."""
+"""Triton's clients against handlers behind the envelope kservev2: `envelope.py GRPC_HOST:PORT HTTP_HOST:PORT`."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
