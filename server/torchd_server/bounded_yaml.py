@@ -19,7 +19,11 @@ class YamlInvalid(ValueError):
 def read_mapping(path: Path) -> dict[str, Any]:
     """The file as a mapping of names, empty for an empty file; raises YamlInvalid or OSError."""
     with path.open("rb") as file:
-        document = file.read(CONFIG_BYTES + 1)
+        return mapping_of(file.read(CONFIG_BYTES + 1))
+
+
+def mapping_of(document: bytes) -> dict[str, Any]:
+    """The document as a mapping of names, empty for an empty one; raises YamlInvalid."""
     if len(document) > CONFIG_BYTES:
         raise YamlInvalid(f"has more than {CONFIG_BYTES} bytes")
     try:

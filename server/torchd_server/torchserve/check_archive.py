@@ -12,11 +12,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from torchd_archiver import mar
 from torchd_archiver.errors import ArchiveInvalid
 from torchd_archiver.manifest import DEFAULT_HANDLERS, Manifest
+from torchd_server.bounded_yaml import YamlInvalid, mapping_of
 from torchd_server.settings import MODEL_CONFIG_KEYS
 from torchd_server.torchserve.findings import Finding, Kind
 from torchd_server.torchserve.model_config import lenient
@@ -84,13 +83,9 @@ def _check_manifest(where: str, manifest: Manifest, installs: bool, shim: Path |
 
 def _check_model_config(where: str, name: str, document: bytes) -> list[Finding]:
     try:
-        config = yaml.safe_load(document)
-    except Exception as error:  # PyYAML's constructors let KeyError, IndexError and more through
-        return [Finding(Kind.REFUSED, where, f"{name} cannot be read: {' '.join(str(error).split())}")]
-    if config is None:
-        return []
-    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
-        return [Finding(Kind.REFUSED, where, f"{name} is no mapping of names to values")]
+        config = mapping_of(document)  # as the store reads it: what is refused there must be found here
+    except YamlInvalid as error:
+        return [Finding(Kind.REFUSED, where, f"{name} {error}")]
     found = [Finding(Kind.NOTE, where, f"{name}: {warning}") for warning in lenient(config)[1]]
     for key in config.keys() - MODEL_CONFIG_KEYS.keys():
         meant = {known.lower(): known for known in MODEL_CONFIG_KEYS}
