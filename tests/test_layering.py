@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,12 @@ def test_a_server_module_imports_from_its_own_floor_or_below(path: Path) -> None
     here = Path(label(path)).with_suffix("").parts[2]
     assert here in {"__init__", "__main__", *FLOORS}, f"{here} has no floor: give it one here and in ARCHITECTURE.md"
     assert not refused(path, lambda name: floor_of(name) <= FLOORS.get(here, 13))
+
+
+def test_the_architecture_draws_these_floors() -> None:
+    """A line: the floor, its modules with one space between, what they are after two or more."""
+    lines = re.findall(r"^ ?(\d+) (\S+(?: \S+)*)", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    assert {name.rstrip("/"): int(floor) for floor, names in lines for name in names.split()} == FLOORS
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if "torchd_server" in path.parts], ids=label)

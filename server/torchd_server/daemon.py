@@ -141,7 +141,6 @@ class Core:
             Rules(
                 workers_by_api=settings.workers_at_start or 0,
                 unregister_timeout=settings.unregister_timeout,
-                default_handler=settings.default_handler,
                 model_settings=settings.model_settings,
                 read_config=lenient if settings.posture.lenient_model_config else None,
                 available_memory=None if settings.workers_at_start else available_bytes,

@@ -74,8 +74,6 @@ class Rules:
     workers_by_api: int = 0
     # An unregister call takes no longer: requests that are still unanswered then end with an error.
     unregister_timeout: float = math.inf
-    # Handler of archives that name none.
-    default_handler: str = ""
     # Settings by model and version, under model-config.yaml's names; that file stands above them.
     model_settings: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     # Without it a value that will not do refuses the archive.
@@ -245,8 +243,6 @@ class Management:
         self._registry.check_free(name, version)  # before anything of the new one exists
         self._check_not_held(name)
         _warn_of_typos(name, unpacked)
-        if not unpacked.handler:
-            settings = replace(settings, handler=settings.handler or self._rules.default_handler)
         if not settings.handler and not unpacked.handler:
             raise errors.ArchiveInvalid(f"archive '{call.url}' names no handler; give one with the register call")
         self._check_room(name)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.daemon import Daemon
@@ -289,3 +290,32 @@ def test_every_model_is_behind_the_envelope_of_config_properties(workshop: Path)
         body = "-H 'content-type: application/json' -d '{\"instances\": [[1], [2, 3]]}'"
         answer = json.loads(run(workshop, daemon.environment, f"curl -sf {url} {body}"))
     assert answer == {"predictions": [[2], [4, 6]]}
+
+
+@pytest.mark.needs("curl")
+def test_default_handlers_explain_over_rest(workshop: Path) -> None:
+    """Section 2.2: /explanations/<model>, and KServe's :explain; captum works in the worker, beside predictions."""
+    pytest.importorskip("captum")
+    daemon = Daemon(workshop, command="torchserve", store=Path("model_store"), models=["x.mar", "words.mar"])
+    pack = "torch-model-archiver --version 1.0 --export-path model_store --model-name"
+    for arguments in (
+        "x --handler image_classifier --model-file model.py --serialized-file x.pth",
+        "words --handler text_classifier --model-file text_model.py --serialized-file text.pth"
+        " --extra-files source_vocab.pt",
+    ):
+        run(workshop, daemon.environment, f"{pack} {arguments}")
+    with daemon:
+        url = f"http://127.0.0.1:{daemon.host_and_port('inference')[1]}"
+
+        def asked(path: str, arguments: str) -> Any:
+            return json.loads(run(workshop, daemon.environment, f"curl -s {url}{path} {arguments}"))
+
+        pixels = asked("/explanations/x", "-F data=@kitten_small.jpg -F target=3")
+        words = asked("/explanations/words", "-F data='New York is big' -F target=1")
+        by_kserve = asked("/v1/models/words:explain", "-F data='New York is big' -F target=1")
+        predicted = asked("/predictions/words", "-F data='New York is big'")
+    assert torch.tensor(pixels).shape == (3, 224, 224)
+    assert words["words"] == ["new", "york", "is", "big"]
+    assert words["importances"]
+    assert by_kserve == words
+    assert set(predicted) == {"0", "1"}

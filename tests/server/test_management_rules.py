@@ -179,19 +179,6 @@ def test_a_wrong_value_is_a_warning_under_torchserve_and_a_refusal_under_torchd(
     assert "model-config.yaml of m: batchSize: 'many' will not do" in caplog.text
 
 
-def test_an_archive_without_handler_gets_the_servers(tmp_path: Path) -> None:
-    @in_loop
-    async def main() -> None:
-        async with bench_in(tmp_path, Rules(default_handler="handler.py")) as bench:
-            folder = tmp_path / "store" / "plain"
-            (folder / "MAR-INF").mkdir(parents=True)
-            (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"model": {"modelName": "m"}}))
-            await bench.management.register(RegisterModel("plain"))
-            assert bench.settings.handler == "handler.py"
-
-    main()
-
-
 # One worker per core, as far as there is memory.
 
 

@@ -83,7 +83,7 @@ def _check_manifest(where: str, manifest: Manifest, installs: bool, shim: Path |
 
 def _check_model_config(where: str, name: str, document: bytes) -> list[Finding]:
     try:
-        config = mapping_of(document)
+        config = mapping_of(document)  # as the store reads it: what is refused there must be found here
     except YamlInvalid as error:
         return [Finding(Kind.REFUSED, where, f"{name} {error}")]
     found = [Finding(Kind.NOTE, where, f"{name}: {warning}") for warning in lenient(config)[1]]
