@@ -243,6 +243,8 @@ class Management:
         self._registry.check_free(name, version)  # before anything of the new one exists
         self._check_not_held(name)
         _warn_of_typos(name, unpacked)
+        if settings.parallel_type:
+            logger.warning("model-config.yaml of %s: parallelType has no effect yet, one process runs the model", name)
         if not settings.handler and not unpacked.handler:
             raise errors.ArchiveInvalid(f"archive '{call.url}' names no handler; give one with the register call")
         self._check_room(name)

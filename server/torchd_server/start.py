@@ -120,6 +120,8 @@ def _run(settings: ServerSettings, ready: Callable[[], None] = lambda: None) -> 
         sys.stdout.flush()
         ready()
 
+    # We start other programs and never go on in a forked child: gRPC need not prepare for it, nor say that it cannot.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from torchd_server import daemon  # gRPC takes a while to import: --help and mistakes do not wait for it
     from torchd_server.surfaces.edge import AddressInUse
 

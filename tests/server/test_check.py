@@ -112,6 +112,7 @@ def test_an_old_manifest_is_noted(tmp_path: Path) -> None:
         ("batchsize: 3\n", Kind.NOTE, "did you mean batchSize?"),
         ("a: [\n", Kind.REFUSED, "is not YAML that will do"),
         ("- a\n", Kind.REFUSED, "must be a mapping"),
+        ("parallelType: tp\n", Kind.DIFFERS, "parallelType has no effect yet"),
         (f"a: &a [x]\nb: [{'*a, ' * 60}]\n", Kind.REFUSED, "more than 50 aliases"),
     ],
 )

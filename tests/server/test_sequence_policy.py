@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from torchd_protos.frames import Header
 from torchd_server import errors
-from torchd_server.batching.modes import policy_for
+from torchd_server.batching.modes import IDLE_MS, policy_for
 from torchd_server.request import Request, State
 from torchd_server.settings import ModelSettings, SequenceHeaders
 
@@ -224,13 +224,19 @@ def test_idleness_counts_from_the_last_answer_and_is_told_once() -> None:
     assert opens(bench.put("a"))
 
 
-def test_no_limits_in_time_if_none_are_set() -> None:
+def test_without_limits_in_time_a_sequence_is_as_old_as_it_likes_but_not_idle_for_ever() -> None:
+    """Its client may never have learned its id: the place it holds comes back."""
     bench = Bench(batch_size=1, sequence_max_idle_ms=0, sequence_timeout_ms=0)
     taker = bench.taker()
-    bench.put("a")
-    taker.finish()
-    bench.clock.advance(1e9)
+    for _ in range(100):
+        bench.put("a")
+        taker.finish()
+        bench.clock.advance(IDLE_MS / 1000 - 1)
     assert not opens(bench.put("a"))
+    taker.finish()
+    bench.clock.advance(IDLE_MS / 1000)
+    with pytest.raises(errors.SequenceClosed):
+        bench.put("a")
 
 
 def test_age_closes_a_sequence_though_it_is_busy() -> None:

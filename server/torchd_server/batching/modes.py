@@ -14,6 +14,9 @@ from torchd_server.batching.waits import WAITS, BatchWait, NoWait
 from torchd_server.clock import Clock
 from torchd_server.settings import ModelSettings, SequenceHeaders
 
+# A client that never comes back, or never learned its sequence's id, must not keep a place for ever.
+IDLE_MS = 600_000
+
 
 def policy_for(settings: ModelSettings, clock: Clock, headers: SequenceHeaders, model: tuple[str, str]) -> Policy:
     """The policy of one model version; `model` is its name and version."""
@@ -23,7 +26,7 @@ def policy_for(settings: ModelSettings, clock: Clock, headers: SequenceHeaders, 
     limits = SequenceLimits(
         settings.max_num_sequence,
         settings.max_sequence_job_queue_size,
-        _seconds(settings.sequence_max_idle_ms),
+        _seconds(settings.sequence_max_idle_ms or IDLE_MS),
         _seconds(settings.sequence_timeout_ms),
     )
     size, limit = settings.batch_size, settings.job_queue_size

@@ -87,6 +87,10 @@ def _check_model_config(where: str, name: str, document: bytes) -> list[Finding]
     except YamlInvalid as error:
         return [Finding(Kind.REFUSED, where, f"{name} {error}")]
     found = [Finding(Kind.NOTE, where, f"{name}: {warning}") for warning in lenient(config)[1]]
+    if config.get("parallelType"):
+        found.append(
+            Finding(Kind.DIFFERS, where, f"{name}: parallelType has no effect yet, one process runs the model")
+        )
     for key in config.keys() - MODEL_CONFIG_KEYS.keys():
         meant = {known.lower(): known for known in MODEL_CONFIG_KEYS}
         near = difflib.get_close_matches(key.lower(), meant, 1, 0.85)
