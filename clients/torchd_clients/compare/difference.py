@@ -19,7 +19,7 @@ ABSENT = "<absent>"
 _NEVER_THE_SAME = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
     r"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
-    r"|(?<=\bW-)9\d{3}"  # workers are called by the port or the number they were given
+    r"|(?<=\bW-)\d+"  # workers are called by the port or the number they were given
     r"|(?<=models/)[0-9a-f]{32}"  # where TorchServe unpacks an archive
 )
 # The value and the time at the end of a line of the metrics text.
