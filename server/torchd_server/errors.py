@@ -234,13 +234,15 @@ class Overloaded(TorchdError):
     """There is more work than the limits allow."""
 
     retry_after_seconds = 1.0
+    # The version the client asked for; "" where the default was meant.
+    named = ""
 
 
 class QueueFull(Overloaded):
     """The queue of this model version has reached its limit."""
 
-    def __init__(self, model: str, version: str, limit: int) -> None:
-        self.model, self.version, self.limit = model, version, limit
+    def __init__(self, model: str, version: str, limit: int, named: str = "") -> None:
+        self.model, self.version, self.limit, self.named = model, version, limit, named
         super().__init__(
             f"the queue of model '{model}' version {version} is full, its limit is {limit} waiting requests "
             "(jobQueueSize in model-config.yaml, job_queue_size for all models)"
@@ -257,8 +259,8 @@ class TooManyWrongTokens(Overloaded):
 class NoTicket(Overloaded):
     """The model takes only what a worker can begin at once (useJobTicket), and every worker is busy."""
 
-    def __init__(self, model: str, version: str) -> None:
-        self.model, self.version = model, version
+    def __init__(self, model: str, version: str, named: str = "") -> None:
+        self.model, self.version, self.named = model, version, named
         super().__init__(f"every worker of model '{model}' version {version} is busy, and it lets nobody wait")
 
 

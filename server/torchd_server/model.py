@@ -153,9 +153,9 @@ class ModelVersion:
         if not self._pool.wanted:
             raise errors.NoWorker(self.name, self.version, call.version)
         if not self._policy.room:  # before a request exists: a refusal costs nothing
-            self._refuse(errors.QueueFull(self.name, self.version, self.settings.job_queue_size))
+            self._refuse(errors.QueueFull(self.name, self.version, self.settings.job_queue_size, call.version))
         if self.settings.use_job_ticket and not self._policy.tickets:
-            self._refuse(errors.NoTicket(self.name, self.version))
+            self._refuse(errors.NoTicket(self.name, self.version, call.version))
         if self.settings.sequence_batching:
             call = self._admit(call)
         request = Request(

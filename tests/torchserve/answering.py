@@ -3,6 +3,7 @@
 {"status", "reason", "headers": [[name, value]], "body"}                       REST
 {"code", "details", "messages", "trailers"}                                    gRPC
 {"lines"} | {"properties"} | {"exit", "output"}                                files, commands
+{"answers": [{"status", "reason", "body"}]}                                    REST, together
 {"no_answer": seconds} | {"broken": how}                                       neither answer nor error
 """
 
@@ -12,10 +13,12 @@ import base64
 import json
 import re
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ import grpc
 from google.protobuf import json_format
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from torchserve import contracts
+from torchserve import contracts, workbench
 from torchserve.scenarios import Step
 
 _BOUNDARY = "golden-boundary"
@@ -45,6 +48,8 @@ class Server:
         self.ports = ports
         self.environment = environment
         self.files = files
+        # Who signed the server's certificate, where it has one.
+        self.authority = workbench.authority(folder)
 
     def filled(self, text: str) -> str:
         """`text` with what stands in double braces put in."""
@@ -69,7 +74,7 @@ def answer(step: Step, server: Server) -> dict[str, Any]:
     """What the server says to a step; repeated while `until` is not fulfilled, for the step's patience."""
     ends = time.monotonic() + step.patience
     while True:
-        found = PROTOCOLS[step.protocol](step, server)
+        found = _together(step, server) if step.together > 1 else PROTOCOLS[step.protocol](step, server)
         if step.until is None or _is_fulfilled(step.until, found) or time.monotonic() > ends:
             return found
         time.sleep(0.2)  # the other side has no event to wait for
@@ -80,10 +85,22 @@ def _is_fulfilled(until: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     return count >= until.get("times", 1) if "exactly" not in until else count == until["exactly"]
 
 
+def _together(step: Step, server: Server) -> dict[str, Any]:
+    """The same request from so many clients at once, each a moment after the other; what they got, in no order."""
+
+    def one(place: int) -> dict[str, Any]:
+        time.sleep(place * 0.4)  # so that which of them comes first is no race
+        found = _rest(step, server)
+        return {name: found[name] for name in ("status", "reason", "body", "no_answer", "broken") if name in found}
+
+    with ThreadPoolExecutor(step.together) as crowd:
+        return {"answers": sorted(crowd.map(one, range(step.together)), key=json.dumps)}
+
+
 def _rest(step: Step, server: Server) -> dict[str, Any]:
     if step.raw is not None:
         return _raw(step, server)
-    connection = HTTPConnection("127.0.0.1", server.ports[step.port], timeout=step.patience)
+    connection = _connection(step, server)
     content, content_type = body_bytes(step.body, server)
     named = {name.lower() for name, _ in step.headers}
     try:
@@ -104,6 +121,14 @@ def _rest(step: Step, server: Server) -> dict[str, Any]:
         return {"broken": type(error).__name__}
     finally:
         connection.close()
+
+
+def _connection(step: Step, server: Server) -> HTTPConnection:
+    port = server.ports[step.port]
+    if not step.tls:
+        return HTTPConnection("127.0.0.1", port, timeout=step.patience)
+    context = ssl.create_default_context(cafile=server.authority)
+    return HTTPSConnection("127.0.0.1", port, timeout=step.patience, context=context)
 
 
 def _response(response: HTTPResponse, step: Step) -> dict[str, Any]:
@@ -207,7 +232,7 @@ def _grpc(step: Step, server: Server) -> dict[str, Any]:
     replies: list[Any] = []
     # A channel that shares nothing: a dead server's back-off must not reach the next step.
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+    with _channel(step, server, f"127.0.0.1:{port}", options) as channel:
         try:
             call = _call(channel, rpc, messages, metadata, step.patience)
             for reply in call:
@@ -225,6 +250,13 @@ def _grpc(step: Step, server: Server) -> dict[str, Any]:
                 "reasons": _reasons(error),
             }
     return {"code": code.name, "details": details, "messages": replies, "trailers": _trailers(trailers)}
+
+
+def _channel(step: Step, server: Server, address: str, options: list[tuple[str, int]]) -> grpc.Channel:
+    if not step.tls:
+        return grpc.insecure_channel(address, options=options)
+    credentials = grpc.ssl_channel_credentials(server.authority.read_bytes())
+    return grpc.secure_channel(address, credentials, options=options)
 
 
 def _call(channel: grpc.Channel, rpc: contracts.Rpc, messages: list[Any], metadata: Any, patience: float) -> Any:

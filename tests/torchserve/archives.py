@@ -95,6 +95,10 @@ ARCHIVES = {
         "impatient", handler="answers", config="minWorkers: 1\nmaxWorkers: 1\nresponseTimeout: 1\n"
     ),
     "hasty.mar": Archive("hasty", handler="answers", config="minWorkers: 1\nmaxWorkers: 1\nclientTimeoutInMills: 1\n"),
+    "hungry.mar": Archive("hungry"),
+    "continuous.mar": Archive(
+        "continuous", config="minWorkers: 1\nmaxWorkers: 1\nbatchSize: 2\nmaxBatchDelay: 50\ncontinuousBatching: true\n"
+    ),
     "bad_yaml.mar": Archive("bad_yaml", handler="echo", config="minWorkers: [1\n  nothing: {closes\n"),
 }
 _JUNK = {"junk.mar": b"this is no archive", "empty.mar": b""}

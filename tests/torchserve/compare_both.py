@@ -43,10 +43,10 @@ class Both:
 
     def compared(self, scenario: str, steps: Sequence[Step]) -> Iterator[tuple[str, str]]:
         """What differs, step by step: its name, and each place with what both say."""
-        if steps[0].until is not None or steps[0].protocol != "rest":
+        if steps[0].until is not None or not _is_replayed(steps[0]):
             with ThreadPoolExecutor(2) as pool:
                 theirs, ours = pool.map(lambda server: answer(steps[0], server), (self.old, self.new))
-            if steps[0].protocol != "rest":
+            if not _is_replayed(steps[0]):
                 yield from self._seen(f"{scenario}/{steps[0].id}", theirs, ours)
                 return
         yield from self._replayed(scenario, steps)
@@ -80,6 +80,11 @@ class Both:
                     )
 
 
+def _is_replayed(step: Step) -> bool:
+    """Whether `torchd compare` can send it: one REST request, not over TLS."""
+    return step.protocol == "rest" and step.together == 1 and not step.tls
+
+
 def _request(scenario: str, step: Step) -> dict[str, Any]:
     """The step as a line of `torchd compare`."""
     given = {name: value for name, value in asdict(step).items() if name in _SENT and value != _DEFAULTS[name]}
@@ -97,11 +102,11 @@ def _words(server: Server) -> dict[str, str]:
 def turns(steps: Sequence[Step]) -> Iterator[list[Step]]:
     """The steps in runs that one `torchd compare` can send.
 
-    A run ends before what must be waited for, at what is no REST request, and behind what changes the tokens.
+    A run ends before what must be waited for, at what it does not send, and behind what changes the tokens.
     """
     run: list[Step] = []
     for step in steps:
-        if run and (step.until is not None or step.protocol != "rest" or run[0].protocol != "rest"):
+        if run and (step.until is not None or not _is_replayed(step) or not _is_replayed(run[0])):
             yield run
             run = []
         run.append(step)

@@ -3,7 +3,8 @@ line is one step: what to send, and the row of the reference that it shows.
 
 A REST step has method, path and, where it needs them, port (inference), headers ([name, value] pairs, sent as they
 are) and body: {"text"}, {"json"}, {"base64"}, {"repeat": [text, times]} or {"multipart": [{"name", "filename"?,
-"type"?, "text"}]}. `raw` instead is sent on the socket as it is; `pieces` asks for the chunks of the body one by one.
+"type"?, "text"}]}. `raw` instead is sent on the socket as it is; `pieces` asks for the chunks of the body one by one;
+`together` sends it from so many clients and asks for all their answers. `tls` has a REST or gRPC step go over TLS.
 A gRPC step has rpc ("Service/Method"), messages (protobuf's JSON) and metadata. Other protocols look at what a server
 leaves behind: `file` (lines of a log, by pattern), `properties` (a snapshot), and `command` (a command line and its
 exit code). `until` repeats a step until its answer holds a text `times` times (1), or `exactly` so often.
@@ -32,6 +33,8 @@ class Setup:
     flags: Sequence[str] = ("--ncs", "--disable-token-auth", "--enable-model-api")
     environment: dict[str, str] = field(default_factory=dict)
     workflows: Sequence[str] = ()
+    # A certificate and its key are made: {{folder}}/tls/server.pem and .key.
+    tls: bool = False
     # Nothing is started: the steps are commands.
     server: bool = True
 
@@ -50,6 +53,8 @@ class Step:
     body: dict[str, Any] | None = None
     raw: str | None = None
     pieces: bool = False
+    together: int = 1
+    tls: bool = False
     rpc: str = ""
     messages: Sequence[dict[str, Any]] = ()
     metadata: Sequence[Sequence[str]] = ()

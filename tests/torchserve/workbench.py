@@ -10,6 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from harness.certificates import Authority
 from torchserve import archives
 from torchserve.scenarios import Setup
 
@@ -31,6 +32,14 @@ def prepare(folder: Path, setup: Setup, packer: archives.Packer, shelf: Path) ->
         made = archives.make(name, shelf, packer)
         # A symbolic link would be followed out of the store, which some servers refuse.
         _copy(made, folder / place / name)
+    if setup.tls:
+        authority(folder).parent.mkdir()
+        Authority(authority(folder).parent, "authority").pair("server")
+
+
+def authority(folder: Path) -> Path:
+    """The certificate of who signs in a scenario with TLS."""
+    return folder / "tls" / "authority.pem"
 
 
 def variables(folder: Path, setup: Setup) -> dict[str, str]:

@@ -39,7 +39,7 @@ class Row:
 
 def _no_worker_sentence(error: Any) -> str:
     asked_for = error.asked_for if isinstance(error, errors.NoWorker) else "inference"
-    version = f' Version {error.named}"' if isinstance(error, errors.NoWorker) and error.named else ""
+    version = f' Version {error.named}"' if getattr(error, "named", "") else ""
     sentence = f'Model "{error.model}"{version} has no worker to serve {asked_for} request. '
     sentence += "Please use scale workers API to add workers."
     if asked_for == "describe":

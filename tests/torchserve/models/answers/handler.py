@@ -135,6 +135,10 @@ class Answers:
         time.sleep(float(wish["seconds"]))
         return ["slept"] * size
 
+    def do_environment(self, wish: dict[str, Any], context: Any, size: int) -> Any:
+        """Variables of the worker's environment."""
+        return [{name: os.environ.get(name) for name in wish["names"]}] * size
+
     def do_log(self, wish: dict[str, Any], context: Any, size: int) -> Any:
         """Speaks in the log."""
         print("printed by the handler")
