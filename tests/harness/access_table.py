@@ -34,6 +34,8 @@ ROUTES: dict[str, dict[tuple[str, str], str]] = {
         (ANY, "/wfpredict/{workflow_name}/{rest=**}"): "inference",
         (ANY, "/wfPredict/{workflow_name}"): "inference",
         (ANY, "/wfPredict/{workflow_name}/{rest=**}"): "inference",
+        (ANY, "/WfPredict/{workflow_name}"): "inference",
+        (ANY, "/WfPredict/{workflow_name}/{rest=**}"): "inference",
         (ANY, "/WFPREDICT/{workflow_name}"): "inference",
         (ANY, "/WFPREDICT/{workflow_name}/{rest=**}"): "inference",
         (READ, "/"): "inference",

@@ -154,7 +154,7 @@ def test_every_origin_is_named(place: Path) -> None:
     [
         ((), "Missing mandatory parameter --model-store"),
         (("--ts-config", "no-such"), "--ts-config file not found: no-such"),
-        (("--log-config", "no-such"), "--log-config file not found: no-such"),
+        (("--log-config", "no-such"), "--log-config file not found: /.*/no-such"),
         (("--model-store", "no-such"), "--model-store directory not found: no-such"),
         (("--model-store", "/", "--workflow-store", "no-such"), "--workflow-store directory not found: no-such"),
     ],
