@@ -14,8 +14,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchd_server import errors
 from torchd_server.batching.waits import WAITS, BatchWait
@@ -24,6 +23,9 @@ from torchd_server.management import Management
 from torchd_server.settings import BATCH_WAITS, ServerSettings, SettingInvalid
 from torchd_server.surfaces.auth import Access, Guard
 from torchd_server.surfaces.rest.router import Endpoint
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 logger = logging.getLogger(__name__)
 ENDPOINTS, AUTH, BATCHING = "torchd.endpoints", "torchd.auth", "torchd.batching"
@@ -88,6 +90,10 @@ class Plugins:
 
 def load(names: Sequence[str]) -> Plugins:
     """Imports the plug-ins of these names; SettingInvalid for one that is not installed or cannot be imported."""
+    if not names:
+        return Plugins()
+    from importlib.metadata import entry_points  # slow to import, and most daemons name no plug-in
+
     groups: dict[str, dict[str, Any]] = {ENDPOINTS: {}, AUTH: {}, BATCHING: {}}
     for name in dict.fromkeys(names):
         found = [point for group in groups for point in entry_points(group=group, name=name)]

@@ -11,7 +11,7 @@ from urllib.request import urlopen
 
 import pytest
 from harness.commands import ROOT, environment, find_tool, install_commands
-from harness.daemon import Daemon
+from harness.daemon import Daemon, free_ports
 
 DEPLOY = ROOT / "scripts" / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
@@ -35,9 +35,9 @@ def test_the_images_entry_point_serves_with_its_configuration_and_drains_on_sigt
     for folder in ("model-store", "wf-store", "tmp"):
         (home / folder).mkdir(parents=True)
     shipped = (DEPLOY / "docker" / "config.properties").read_text().replace("/home/model-server", str(home))
-    ports = iter(_free_ports(3))
+    ports = iter(free_ports(3))
     config = re.sub(r"(?<=http://0\.0\.0\.0:)\d+", lambda _: str(next(ports)), shipped)
-    grpc_ports = _free_ports(2)
+    grpc_ports = free_ports(2)
     config += f"grpc_inference_port={grpc_ports[0]}\ngrpc_management_port={grpc_ports[1]}\n"
     (home / "config.properties").write_text(config)
     port = int(re.findall(r"inference_address=http://0\.0\.0\.0:(\d+)", config)[0])
@@ -87,13 +87,3 @@ def test_systemd_accepts_the_units(unit: Path, tmp_path: Path) -> None:
     here.write_text(re.sub(r"ExecStart=\S+", "ExecStart=/bin/true", unit.read_text()))
     checked = subprocess.run([find_tool("systemd-analyze") or "", "verify", here], capture_output=True, text=True)
     assert (checked.returncode, checked.stderr) == (0, "")
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for found in sockets:
-        found.bind(("127.0.0.1", 0))
-    ports = [int(found.getsockname()[1]) for found in sockets]
-    for found in sockets:
-        found.close()
-    return ports

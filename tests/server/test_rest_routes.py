@@ -28,7 +28,12 @@ from torchd_server.surfaces.rest.deadlines import timeout_ms
 from torchd_server.surfaces.rest.http1 import Handle, HttpResponse
 from torchd_server.surfaces.rest.http1_reader import HttpRequest
 from torchd_server.surfaces.rest.router import segments
-from torchd_server.surfaces.rest.routes import inference_port, management_port, metrics_port
+from torchd_server.surfaces.rest.routes import (
+    inference_endpoints,
+    management_port_endpoints,
+    metrics_endpoints,
+    port,
+)
 from torchd_server.workflow_store import WorkflowStore
 from torchd_server.workflows import Workflows
 
@@ -54,9 +59,9 @@ class Ports:
         store = WorkflowStore(tmp_path / "store", tmp_path)
         workflows = Workflows(store, self.management, self.registry, inference, ManualClock(), Limits(), True)
         self.handles = {
-            "inference": inference_port(inference, open_inference, workflows),
-            "management": management_port(self.management, open_inference, workflows),
-            "metrics": metrics_port(Metrics()),
+            "inference": port(inference_endpoints(inference, open_inference, workflows)),
+            "management": port(management_port_endpoints(self.management, open_inference, workflows)),
+            "metrics": port(metrics_endpoints(Metrics())),
         }
 
     def ask(self, port: str, method: str, target: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, Any]]:
@@ -317,8 +322,8 @@ def test_ping_is_healthy_without_models(ports: Ports) -> None:
 
 
 def test_every_answer_has_the_common_headers(ports: Ports) -> None:
-    for port, path in (("inference", "/ping"), ("management", "/models"), ("metrics", "/metrics"), ("inference", "/x")):
-        headers = dict(Ports.send(ports.handles[port], "GET", path).headers)
+    for name, path in (("inference", "/ping"), ("management", "/models"), ("metrics", "/metrics"), ("inference", "/x")):
+        headers = dict(Ports.send(ports.handles[name], "GET", path).headers)
         assert {"x-request-id", "Pragma", "Cache-Control", "Expires", "content-type"} <= set(headers)
 
 

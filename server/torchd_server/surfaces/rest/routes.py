@@ -36,12 +36,12 @@ def port(endpoints: Iterable[Endpoint], guard: Guard | None = None) -> Handle:
 def inference_endpoints(
     inference: Inference,
     open_inference: OpenInference,
-    workflows: Workflows | None = None,
+    workflows: Workflows,
     with_kserve: bool = True,
 ) -> list[Endpoint]:
     """Health, predictions by every path TorchServe has, workflows, and KServe's protocols."""
     return [
-        *(workflow_prediction_endpoints(workflows) if workflows is not None else ()),
+        *workflow_prediction_endpoints(workflows),
         *health_endpoints(inference),
         *prediction_endpoints(inference),
         *kserve_inference_endpoints(inference, open_inference),
@@ -52,14 +52,15 @@ def inference_endpoints(
 def management_port_endpoints(
     management: Management,
     open_inference: OpenInference,
-    workflows: Workflows | None = None,
+    workflows: Workflows,
     renewal: TokenRenewal | None = None,
 ) -> list[Endpoint]:
     """The rules of protos/http.yaml, workflows, KServe's readiness where TorchServe has it, the renewal of tokens."""
-    endpoints = management_endpoints(management)
-    if workflows is not None:
-        endpoints += workflow_endpoints(workflows)
-    endpoints += [model_v1_endpoint(open_inference, Access.MANAGEMENT)]
+    endpoints = [
+        *management_endpoints(management),
+        *workflow_endpoints(workflows),
+        model_v1_endpoint(open_inference, Access.MANAGEMENT),
+    ]
     if renewal is not None:
         summary = "A new key for one of the APIs; the old one is good no more."
         what = Parameter("type", "string", "whose key: inference or management", required=True)
@@ -78,29 +79,3 @@ def metrics_endpoints(metrics: Metrics, access: Access = Access.OPEN) -> list[En
 
     summary = "The metrics in Prometheus' text format."
     return [Endpoint((*ANY, "OPTIONS"), "/metrics", access, read, "metrics", summary, gives="text/plain")]
-
-
-def inference_port(
-    inference: Inference,
-    open_inference: OpenInference,
-    workflows: Workflows | None = None,
-    guard: Guard | None = None,
-    with_kserve: bool = True,
-) -> Handle:
-    """The inference port alone."""
-    return port(inference_endpoints(inference, open_inference, workflows, with_kserve), guard)
-
-
-def management_port(
-    management: Management,
-    open_inference: OpenInference,
-    workflows: Workflows | None = None,
-    guard: Guard | None = None,
-) -> Handle:
-    """The management port alone."""
-    return port(management_port_endpoints(management, open_inference, workflows), guard)
-
-
-def metrics_port(metrics: Metrics, guard: Guard | None = None) -> Handle:
-    """The metrics port alone."""
-    return port(metrics_endpoints(metrics), guard)
