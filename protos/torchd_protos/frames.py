@@ -135,6 +135,8 @@ class Load(Message):
     sequence_header_start: str = ""
     sequence_header_end: str = ""
     loop: str = ""
+    ranks: int = 0
+    parallel: str = ""
 
     WIRE = {
         "model": (1, "string"),
@@ -156,6 +158,8 @@ class Load(Message):
         "sequence_header_start": (17, "string"),
         "sequence_header_end": (18, "string"),
         "loop": (19, "string"),
+        "ranks": (20, "uint"),
+        "parallel": (21, "string"),
     }
 
 
@@ -328,6 +332,40 @@ class Log(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Step(Message):
+    """Leader of a group: call the handler once more, without those that have ended."""
+
+    ended: Sequence[Cancel] = ()
+
+    WIRE = {"ended": (1, [Cancel])}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Message):
+    """Ranks of a group: how call `number` of the handler ended."""
+
+    number: int = 0
+    failed: bool = False
+
+    WIRE = {"number": (1, "uint"), "failed": (2, "bool")}
+
+
+@dataclass(frozen=True, slots=True)
+class Task(Message):
+    """Leader of a group: do what is registered under this name. `body` is the whole payload."""
+
+    name: str = ""
+    arguments_json: str = ""
+    body: Buffer = b""
+
+    WIRE = {"name": (1, "string"), "arguments_json": (2, "string")}
+
+    def payloads(self) -> Sequence[Buffer]:
+        """Its body."""
+        return [self.body]
+
+
+@dataclass(frozen=True, slots=True)
 class Unload(Message):
     """Daemon: finish and leave."""
 
@@ -348,6 +386,9 @@ KINDS: dict[int, type[Message]] = {
     19: Cancel,
     20: Credit,
     21: Unload,
+    24: Step,
+    25: Outcome,
+    26: Task,
     32: Call,
 }
 

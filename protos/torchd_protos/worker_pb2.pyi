@@ -24,6 +24,9 @@ class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     KIND_CANCEL: _ClassVar[Kind]
     KIND_CREDIT: _ClassVar[Kind]
     KIND_UNLOAD: _ClassVar[Kind]
+    KIND_STEP: _ClassVar[Kind]
+    KIND_OUTCOME: _ClassVar[Kind]
+    KIND_TASK: _ClassVar[Kind]
     KIND_CALL: _ClassVar[Kind]
 KIND_UNSPECIFIED: Kind
 KIND_HELLO: Kind
@@ -41,6 +44,9 @@ KIND_BATCH: Kind
 KIND_CANCEL: Kind
 KIND_CREDIT: Kind
 KIND_UNLOAD: Kind
+KIND_STEP: Kind
+KIND_OUTCOME: Kind
+KIND_TASK: Kind
 KIND_CALL: Kind
 
 class Header(_message.Message):
@@ -92,7 +98,7 @@ class Hello(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., incarnation: _Optional[int] = ..., rank: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("model", "version", "directory", "handler", "device_type", "gpu_id", "batch_size", "threads", "manifest_json", "config_json", "decode_input", "max_response_bytes", "limit_image_pixels", "service_envelope", "metrics_json", "sequence_header_id", "sequence_header_start", "sequence_header_end", "loop")
+    __slots__ = ("model", "version", "directory", "handler", "device_type", "gpu_id", "batch_size", "threads", "manifest_json", "config_json", "decode_input", "max_response_bytes", "limit_image_pixels", "service_envelope", "metrics_json", "sequence_header_id", "sequence_header_start", "sequence_header_end", "loop", "ranks", "parallel")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +118,8 @@ class Load(_message.Message):
     SEQUENCE_HEADER_START_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_HEADER_END_FIELD_NUMBER: _ClassVar[int]
     LOOP_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    PARALLEL_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     directory: str
@@ -131,7 +139,9 @@ class Load(_message.Message):
     sequence_header_start: str
     sequence_header_end: str
     loop: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., directory: _Optional[str] = ..., handler: _Optional[str] = ..., device_type: _Optional[str] = ..., gpu_id: _Optional[int] = ..., batch_size: _Optional[int] = ..., threads: _Optional[int] = ..., manifest_json: _Optional[str] = ..., config_json: _Optional[str] = ..., decode_input: bool = ..., max_response_bytes: _Optional[int] = ..., limit_image_pixels: bool = ..., service_envelope: _Optional[str] = ..., metrics_json: _Optional[str] = ..., sequence_header_id: _Optional[str] = ..., sequence_header_start: _Optional[str] = ..., sequence_header_end: _Optional[str] = ..., loop: _Optional[str] = ...) -> None: ...
+    ranks: int
+    parallel: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., directory: _Optional[str] = ..., handler: _Optional[str] = ..., device_type: _Optional[str] = ..., gpu_id: _Optional[int] = ..., batch_size: _Optional[int] = ..., threads: _Optional[int] = ..., manifest_json: _Optional[str] = ..., config_json: _Optional[str] = ..., decode_input: bool = ..., max_response_bytes: _Optional[int] = ..., limit_image_pixels: bool = ..., service_envelope: _Optional[str] = ..., metrics_json: _Optional[str] = ..., sequence_header_id: _Optional[str] = ..., sequence_header_start: _Optional[str] = ..., sequence_header_end: _Optional[str] = ..., loop: _Optional[str] = ..., ranks: _Optional[int] = ..., parallel: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("percent", "text")
@@ -258,6 +268,28 @@ class Log(_message.Message):
     text: str
     request_id: str
     def __init__(self, level: _Optional[int] = ..., logger: _Optional[str] = ..., text: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("ended",)
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    ended: _containers.RepeatedCompositeFieldContainer[Cancel]
+    def __init__(self, ended: _Optional[_Iterable[_Union[Cancel, _Mapping]]] = ...) -> None: ...
+
+class Outcome(_message.Message):
+    __slots__ = ("number", "failed")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    failed: bool
+    def __init__(self, number: _Optional[int] = ..., failed: bool = ...) -> None: ...
+
+class Task(_message.Message):
+    __slots__ = ("name", "arguments_json")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    arguments_json: str
+    def __init__(self, name: _Optional[str] = ..., arguments_json: _Optional[str] = ...) -> None: ...
 
 class Unload(_message.Message):
     __slots__ = ()

@@ -14,6 +14,7 @@ TorchdError
  |- Unauthorized: InvalidKey
  |- WrongScope
  |- Overloaded: QueueFull, TooManyWrongTokens, NoTicket, SequenceLimit (TooManySequences, SequenceFull)
+ |- NotEnoughDevices
  |- SequenceEnded: SequenceClosed, SequenceLost
  |- Unavailable: NoWorker (NoWorkerToDescribe), Draining
 |- ModelFailed
@@ -262,6 +263,10 @@ class NoTicket(Overloaded):
     def __init__(self, model: str, version: str, named: str = "") -> None:
         self.model, self.version, self.named = model, version, named
         super().__init__(f"every worker of model '{model}' version {version} is busy, and it lets nobody wait")
+
+
+class NotEnoughDevices(TorchdError):
+    """More devices are asked for than are free, and nobody else may use those that are lent."""
 
 
 class SequenceLimit(Overloaded):

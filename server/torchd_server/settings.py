@@ -52,8 +52,22 @@ class ModelSettings:
     sequence_timeout_ms: int = 0
     max_num_sequence: int = 1
     max_sequence_job_queue_size: int = 1
+    # How one worker's model is split over processes, and over how many: pp, tp and pptp start that many ranks; custom
+    # is one process that is lent as many devices.
     parallel_type: str = ""
     parallel_level: int = 0
+    # Cores of its device type that one process has to itself: NeuronCores (0 means one) or CPU cores (0 pins none).
+    cores_per_worker: int = 0
+
+    @property
+    def ranks(self) -> int:
+        """Processes that are one worker together."""
+        return max(1, self.parallel_level) if self.parallel_type in RANKED else 1
+
+    @property
+    def devices_per_worker(self) -> int:
+        """GPUs that one worker is lent."""
+        return max(1, self.parallel_level) if self.parallel_type else 1
 
     def __post_init__(self) -> None:
         """Checks every value against its row of the table."""
@@ -89,13 +103,16 @@ _RANGES = {
     "max_num_sequence": (1, 100_000),
     "max_sequence_job_queue_size": (1, 100_000),
     "parallel_level": (0, 1024),
+    "cores_per_worker": (0, 1024),
 }
+# Kinds of model parallelism with several processes.
+RANKED = ("pp", "tp", "pptp")
 _SWITCHES = ("continuous_batching", "sequence_batching", "async_communication", "use_job_ticket", "use_venv")
 # Rules by which a batch waits; plug-ins may add theirs (plugins.py).
 BATCH_WAITS = ["adaptive", "full"]
 _CHOICES: dict[str, Sequence[str]] = {
     "batch_wait": BATCH_WAITS,
-    "device_type": ("", "cpu", "gpu"),
+    "device_type": ("", "cpu", "gpu", "neuron"),
     "runtime": ("python", "python3"),
     "parallel_type": ("", "pp", "tp", "pptp", "custom"),
 }
@@ -126,7 +143,10 @@ MODEL_CONFIG_KEYS = {
     "maxSequenceJobQueueSize": "max_sequence_job_queue_size",
     "parallelType": "parallel_type",
     "parallelLevel": "parallel_level",
+    "coresPerWorker": "cores_per_worker",
 }
+# Keys of its entry `torchrun`, which stand above those of the file itself (torchserve.md 4.1).
+TORCHRUN_KEYS = {"nproc-per-node": "parallel_level", "OMP_NUMBER_THREADS": "worker_threads"}
 
 
 def merge_model_settings(
@@ -144,6 +164,9 @@ def merge_model_settings(
         if config_file.get(key) is not None:
             value = config_file[key]
             values[name] = tuple(value) if isinstance(value, list) else value
+    torchrun = config_file.get("torchrun")
+    if isinstance(torchrun, Mapping):
+        values |= {name: torchrun[key] for key, name in TORCHRUN_KEYS.items() if torchrun.get(key) is not None}
     values |= {name: value for name, value in call.items() if value is not None}
     least = values.get("min_workers", defaults.min_workers)
     if "max_workers" not in values and isinstance(least, int):

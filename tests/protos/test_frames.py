@@ -16,14 +16,16 @@ UINT32 = st.integers(0, 2**32 - 1)
 UINT64 = st.integers(0, 2**64 - 1)
 TEXT = st.text(max_size=40)
 BODY = st.binary(max_size=200)
+# Messages whose body is the whole payload and stands in no header.
+WHOLE_PAYLOAD = (frames.Reply, frames.Task)
 # Fields that worker.proto has as uint32; every other number is a uint64.
-NARROW = {"protocol", "rank", "pid", "gpu_id", "batch_size", "threads", "percent", "status", "level"}
+NARROW = {"protocol", "rank", "pid", "gpu_id", "batch_size", "threads", "percent", "status", "level", "ranks"}
 
 
 def strategy(cls: type[frames.Message]) -> st.SearchStrategy[Any]:
     """Instances of one message class, made from its own table of fields."""
     fields: dict[str, st.SearchStrategy[Any]] = {name: _value(name, kind) for name, (_, kind) in cls.WIRE.items()}
-    if cls is frames.Reply:
+    if cls in WHOLE_PAYLOAD:
         fields["body"] = BODY
     return st.builds(cls, **fields)
 
@@ -66,7 +68,7 @@ def to_generated(message: frames.Message) -> Any:
 def plain(value: Any) -> Any:
     """A message as nested tuples: a body may be bytes or a view of them, a sequence a list or a tuple."""
     if isinstance(value, frames.Message):
-        names = (*value.WIRE, *(["body"] if isinstance(value, frames.Reply) else []))
+        names = (*value.WIRE, *(["body"] if isinstance(value, WHOLE_PAYLOAD) else []))
         return (type(value), *(plain(getattr(value, name)) for name in names))
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)

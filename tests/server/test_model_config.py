@@ -30,7 +30,7 @@ def test_what_will_do_is_read_as_it_stands(config: dict[str, Any]) -> None:
         ({"responseTimeout": 0}, {}, "responseTimeout"),
         ({"batchSize": "4", "maxBatchDelay": 7}, {"maxBatchDelay": 7}, "batchSize: '4'"),
         ({"batchSize": True}, {}, "batchSize: True"),
-        ({"deviceType": "neuron"}, {}, "deviceType: 'neuron'"),
+        ({"deviceType": "tpu"}, {}, "deviceType: 'tpu'"),
         ({"deviceIds": ["a"]}, {}, "deviceIds"),
         ({"useVenv": "yes"}, {}, "useVenv: 'yes'"),
         ({"parallelType": 3}, {}, "parallelType: 3"),

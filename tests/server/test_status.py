@@ -26,6 +26,7 @@ AGREED: list[tuple[errors.TorchdError, int, str, str, bool]] = [
     (errors.ModelExists("m", "1"), 409, "ALREADY_EXISTS", "MODEL_EXISTS", False),
     (errors.DefaultVersionInUse("m"), 403, "FAILED_PRECONDITION", "DEFAULT_VERSION", False),
     (errors.ModelApiDisabled(), 405, "PERMISSION_DENIED", "MODEL_API_DISABLED", False),
+    (errors.NotEnoughDevices("3 wanted, 2 free"), 409, "RESOURCE_EXHAUSTED", "NOT_ENOUGH_DEVICES", False),
     (errors.QueueFull("m", "1", 100), 503, "RESOURCE_EXHAUSTED", "QUEUE_FULL", True),
     (errors.Overloaded("no"), 503, "RESOURCE_EXHAUSTED", "OVERLOADED", True),
     (errors.NoWorker("m", "1"), 503, "UNAVAILABLE", "NO_WORKER", True),

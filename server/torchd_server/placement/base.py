@@ -21,6 +21,10 @@ class WorkerSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     # The interpreter to run it with; None for the daemon's own.
     python: Path | None = None
+    # What each rank's environment has beside the common one, rank 0 first: one entry for each process of this worker.
+    ranks: tuple[Mapping[str, str], ...] = ({},)
+    # CPU cores its processes may run on; empty: any.
+    cores: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,7 @@ TABLE: dict[type[Exception], Row] = {
     errors.WrongScope: Row(_C.PERMISSION_DENIED, "WRONG_SCOPE", 403, "Forbidden"),
     errors.TooManyWrongTokens: Row(_C.RESOURCE_EXHAUSTED, "TOO_MANY_WRONG_TOKENS", 429, "TooManyRequests"),
     errors.QueueFull: Row(_C.RESOURCE_EXHAUSTED, "QUEUE_FULL", 503, "ServiceUnavailableException", _refusal_sentence),
+    errors.NotEnoughDevices: Row(_C.RESOURCE_EXHAUSTED, "NOT_ENOUGH_DEVICES", 409, "ConflictStatusException"),
     errors.NoTicket: Row(_C.RESOURCE_EXHAUSTED, "NO_TICKET", 503, "ServiceUnavailableException", _refusal_sentence),
     errors.SequenceLimit: Row(
         _C.RESOURCE_EXHAUSTED, "SEQUENCE_LIMIT", 503, "ServiceUnavailableException", _refusal_sentence
