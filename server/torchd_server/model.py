@@ -269,12 +269,21 @@ class ModelVersion:
             gpu_id=gpu,
             batch_size=self.settings.batch_size,
             loop=self._policy.turn.loop,
+            ranks=self.settings.ranks,
+            parallel=self.settings.parallel_type if self.settings.ranks > 1 else "",
             manifest_json=self.unpacked.manifest_json,
             config_json=self.unpacked.config_json,
         )
         # A folder of the store is not ours to write into.
         environment = {} if self.unpacked.is_ours else {"PYTHONDONTWRITEBYTECODE": "1"}
-        spec = WorkerSpec(f"{self.name}/{self.version}", 0, self.unpacked.directory, environment, self.unpacked.python)
+        spec = WorkerSpec(
+            f"{self.name}/{self.version}",
+            0,
+            self.unpacked.directory,
+            environment,
+            self.unpacked.python,
+            ranks=({},) * self.settings.ranks,
+        )
         worker = Worker(
             machinery.plan(spec, load, self.settings),
             machinery.placement,

@@ -43,7 +43,7 @@ class Accelerator(Protocol):
     exclusive: ClassVar[bool]
 
     def discover(self, environment: Mapping[str, str]) -> Found:
-        """Searches this machine, given the daemon's environment. A driver's tool may take seconds: call it in a thread."""
+        """Searches this machine, given the daemon's environment; a driver's tool may take seconds (use a thread)."""
 
     def environment(self, devices: Sequence[Device]) -> dict[str, str]:
         """Variables by which a process sees exactly these, set before its interpreter starts."""
