@@ -1,4 +1,4 @@
-"""Programs that run as several ranks of one group, with the environment that torchrun gives, for tests without a daemon."""
+"""Programs that run as several ranks of one group, with the environment torchrun gives, for tests without a daemon."""
 
 from __future__ import annotations
 
