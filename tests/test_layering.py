@@ -36,6 +36,8 @@ FLOORS = {
     "model": 7,
     "pool": 6,
     "worker": 5,
+    "group": 5,
+    "rank": 5,
     "placement": 4,
     "accelerators": 3,
     "batching": 3,

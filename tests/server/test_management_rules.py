@@ -19,7 +19,6 @@ from fakes import (
     FakePlacement,
     FakeWorker,
     ManualClock,
-    Output,
     call,
     echoes,
     fails_to_load,
@@ -34,7 +33,7 @@ from torchd_archiver.packing import PackRequest, pack
 from torchd_server import errors
 from torchd_server.management import Management, RegisterModel, Rules
 from torchd_server.metrics import Metrics
-from torchd_server.placement.base import WorkerSpec
+from torchd_server.placement.base import Output, WorkerSpec
 from torchd_server.registry import ModelRegistry
 from torchd_server.settings import Limits, ModelSettings
 from torchd_server.store import ModelStore
@@ -49,11 +48,12 @@ STARTS = 4
 class RealSize(FakePlacement):
     """Fake workers as large as this process."""
 
-    async def launch(self, spec: WorkerSpec, output: Output) -> FakeWorker:
+    async def launch(self, spec: WorkerSpec, output: Output) -> list[FakeWorker]:
         """Starts one."""
-        worker = await super().launch(spec, output)
-        worker.pid = os.getpid()
-        return worker
+        workers = await super().launch(spec, output)
+        for worker in workers:
+            worker.pid = os.getpid()
+        return workers
 
 
 class Bench:
