@@ -44,6 +44,7 @@ FLOORS = {
     "store": 3,
     "archive_place": 3,
     "dependencies": 3,
+    "parallelism": 3,
     "download": 3,
     "url_policy": 3,
     "workflow_spec": 3,
