@@ -7,7 +7,9 @@ leader, is sent the requests and answers; the others hear from it what is to be 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from torchd_protos.frames import FrameLimits, Load, Metric, Unload
@@ -64,9 +66,23 @@ class Group:
         return self._cause or errors.WorkerDied((self._lost or self.leader).end)
 
     @property
-    def was_abandoned(self) -> bool:
-        """Whether a process was given up while it still ran: what that one holds is not free."""
-        return any(rank.was_abandoned for rank in self.ranks)
+    def is_gone(self) -> bool:
+        """Whether no process of it runs: one may after the end of the group, where no signal reached it."""
+        return all(rank.is_gone for rank in self.ranks)
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """`tell` is called once no process of it runs any more."""
+        left = [rank for rank in self.ranks if not rank.is_gone]
+
+        def note(rank: Rank) -> None:
+            left.remove(rank)
+            if not left:
+                tell()
+
+        for rank in list(left):
+            rank.when_gone(partial(note, rank))
+        if not left:
+            tell()
 
     async def start(
         self, placement: Placement, spec: WorkerSpec, output: Output, receiver: Receiver, limits: FrameLimits

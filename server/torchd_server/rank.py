@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from torchd_protos.frames import (
@@ -78,8 +79,6 @@ class Rank:
         # How far loading is: what it said last.
         self.percent = 0
         self.doing = ""
-        # Whether its process was given up while it still ran: what it holds is not free.
-        self.was_abandoned = False
         self.link: Link | None = None
         # In front of what is said of it, where there are others.
         self.prefix = f"rank {number}: " if size > 1 else ""
@@ -104,6 +103,16 @@ class Rank:
         return f"{self.percent} % {self.doing}".strip()
 
     @property
+    def is_gone(self) -> bool:
+        """Whether it has no process that runs."""
+        return self._process is None or self._process.exited.done()
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """`tell` is called once its process runs no more."""
+        if self._process is not None:
+            self._process.exited.add_done_callback(lambda _: tell())
+
+    @property
     def end(self) -> str:
         """How it ended, in words."""
         return f"{self.prefix}the worker process {self._exit or 'could not be ended: abandoned'}"
@@ -126,7 +135,7 @@ class Rank:
     def kill(self) -> None:
         """Ends its process; the exit leads to `rank_gone`, or the time in which the kernel did not let it go."""
         # The number of a process that has exited may be another's.
-        if self._process is not None and not self._process.exited.done():
+        if self._process is not None and not self.is_gone:
             self._process.kill()
             self._clock.call_at(self._clock.time() + ABANDON_SECONDS, self._go)
 
@@ -209,5 +218,4 @@ class Rank:
         if self.state is RankState.GONE:
             return
         self.state = RankState.GONE
-        self.was_abandoned = self._exit is None
         self._owner.rank_gone(self)

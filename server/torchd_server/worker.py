@@ -145,9 +145,13 @@ class Worker:
         return self._group.ranks
 
     @property
-    def was_abandoned(self) -> bool:
-        """Whether a process of it was given up while it still ran: what that one holds is not free."""
-        return self._group.was_abandoned
+    def is_gone(self) -> bool:
+        """Whether nothing of it runs any more: a killed process may stay where no signal reaches it."""
+        return self._group.is_gone
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """`tell` is called once nothing of it runs any more."""
+        self._group.when_gone(tell)
 
     @property
     def progress(self) -> str:

@@ -238,14 +238,31 @@ async def test_a_worker_is_dead_when_its_last_process_is_gone_or_given_up() -> N
     leader.is_immortal = True
     follower.exit(-9)
     await until(lambda: worker.ranks[1].state is RankState.GONE)
-    assert (worker.dead.done(), worker.was_abandoned) == (False, False)
+    assert not worker.dead.done()
     bench.clock.advance(ABANDON_SECONDS)
     assert worker.dead.done()
-    assert worker.was_abandoned
-    assert [rank.was_abandoned for rank in worker.ranks] == [True, False]
     assert str(worker.dead.result()) == "rank 1: the worker process was killed by SIGKILL"
+    told: list[str] = []
+    worker.when_gone(lambda: told.append("gone"))
+    assert (worker.is_gone, told) == (False, [])
     leader.exit(0)
+    await until(lambda: told)
+    assert worker.is_gone
     await bench.end(worker)
+
+
+@in_loop
+async def test_who_waits_for_the_end_of_all_processes_is_told_once() -> None:
+    bench = Bench(ranks=3)
+    worker, processes = await bench.started()
+    told: list[str] = []
+    worker.when_gone(lambda: told.append("gone"))
+    for process in processes:
+        assert told == []
+        process.exit(0)
+    await bench.end(worker)
+    worker.when_gone(lambda: told.append("had gone"))
+    assert told == ["gone", "had gone"]
 
 
 @in_loop
