@@ -15,7 +15,7 @@ from torchd_workers.inputs import headers_of, row_of
 from torchd_workers.outputs import checked_list
 
 if TYPE_CHECKING:
-    from torchd_workers.group import LeaderGroup
+    from torchd_workers.leader import LeaderGroup
 
 
 class BatchLoop:

@@ -22,7 +22,7 @@ from torchd_workers.inputs import headers_of, row_of
 from torchd_workers.outputs import checked_list
 
 if TYPE_CHECKING:
-    from torchd_workers.group import LeaderGroup
+    from torchd_workers.leader import LeaderGroup
 
 # TorchServe's header by which a client sees whether more follows.
 STREAM_NEXT = "ts_stream_next"
