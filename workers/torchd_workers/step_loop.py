@@ -13,7 +13,8 @@ from time import perf_counter
 from typing import Any
 
 from torchd_protos.frames import Batch, Call, Load, Reply, Started
-from torchd_workers.answers import Answers, raise_if_over
+from torchd_workers.aftermath import recover
+from torchd_workers.answers import Answer, Answers, raise_if_over
 from torchd_workers.channel import Channel, RunningRequest
 from torchd_workers.context import RequestProcessor
 from torchd_workers.failures import Cancelled
@@ -71,6 +72,7 @@ class StepLoop:
         ids = {index: one.call.request_id for index, one in enumerate(live)}
         self._context.begin(ids, processors, requests)
         started = perf_counter()
+        failures: list[Answer] = []
         try:
             rows = [row_of(one.call, self._load.decode_input) for one in live]
             for one in live:
@@ -78,7 +80,8 @@ class StepLoop:
             values = checked_list(self._handler(rows), len(live))
         except BaseException as error:  # user code may raise anything; its clients get an answer all the same
             self._live = []
-            for request, answer in zip(requests, self._answers.of_errors(requests, error), strict=True):
+            failures = self._answers.of_errors(requests, error)
+            for request, answer in zip(requests, failures, strict=True):
                 self._channel.end(request, answer)
         else:
             self._live = [
@@ -87,6 +90,7 @@ class StepLoop:
                 if self._goes_on(index, one.request, values[index], processors[index])
             ]
         self._channel.send(self._answers.prediction_time(perf_counter() - started, ids))
+        recover(self._channel, failures)
 
     def _drop_over(self) -> None:
         for one in self._live:
