@@ -1,7 +1,7 @@
 """What traces a model at fixed shapes: AWS Neuron's compiler, or torch.jit on any machine.
 
-All of torch_neuronx is here. Its calls are those of its reference, "PyTorch NeuronX Tracing API for Inference" (docs/neuron.md has the address). The
-worker needs of it no more than the import (handlers/traced.py).
+All of torch_neuronx is here. Its calls are those of its reference, "PyTorch NeuronX Tracing API for Inference"
+(docs/neuron.md has the address). The worker needs of it no more than the import (handlers/traced.py).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def cpu() -> Trace:
     def trace(model: torch.nn.Module, inputs: Inputs) -> Any:
         with warnings.catch_warnings():
             # It warns of each shape that becomes a constant, and that is what is wanted.
-            warnings.simplefilter("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+            warnings.simplefilter("ignore")
             return torch.jit.trace(model, inputs)  # type: ignore[no-untyped-call]
 
     return trace

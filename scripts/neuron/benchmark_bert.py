@@ -20,7 +20,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # as a script, it has only its own folder on the path
@@ -31,8 +30,10 @@ from torchd_clients import AsyncClient, TorchdError
 
 PARTS = parts_of("Every sentence of this benchmark is made up.", "All of the sentences in here have been invented.")
 
-# Sends one batch from the thread of this number; gives the latency of each request.
-Send = Callable[[int], Awaitable[list[float]]]
+# Takes in the latency of a request that has been answered.
+Record = Callable[[float], None]
+# Sends one batch from the thread of this number and waits for its answers.
+Send = Callable[[int], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -43,11 +44,11 @@ class Measured:
     requests: int = 0
     latencies: deque[float] = field(default_factory=deque)
 
-    def add(self, latencies: Sequence[float]) -> None:
-        """Takes in a batch."""
-        self.requests += len(latencies)
-        self.latencies.extend(latencies)
-        while len(self.latencies) > self.window:
+    def record(self, latency: float) -> None:
+        """Takes in one answer."""
+        self.requests += 1
+        self.latencies.append(latency)
+        if len(self.latencies) > self.window:
             self.latencies.popleft()
 
     def percentiles(self) -> tuple[float, float]:
@@ -79,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _measure(target: Target, options: argparse.Namespace, at_once: int) -> None:
     measured = Measured(options.window)
     connected = _over_rest if target.rest else _over_grpc
-    async with connected(target, options.threads, at_once) as send, asyncio.TaskGroup() as tasks:
-        senders = [tasks.create_task(_send_on(send, number, measured)) for number in range(options.threads)]
+    async with connected(target, options.threads, at_once, measured.record) as send, asyncio.TaskGroup() as tasks:
+        senders = [tasks.create_task(_send_on(send, number)) for number in range(options.threads)]
         try:
             await _report(measured, options, target, at_once)
         finally:
@@ -88,9 +89,9 @@ async def _measure(target: Target, options: argparse.Namespace, at_once: int) ->
                 sender.cancel()
 
 
-async def _send_on(send: Send, number: int, measured: Measured) -> None:
+async def _send_on(send: Send, number: int) -> None:
     while True:
-        measured.add(await send(number))
+        await send(number)
 
 
 async def _report(measured: Measured, options: argparse.Namespace, target: Target, at_once: int) -> None:
@@ -118,47 +119,49 @@ async def _report(measured: Measured, options: argparse.Namespace, target: Targe
 
 
 @asynccontextmanager
-async def _over_grpc(target: Target, threads: int, at_once: int) -> AsyncIterator[Send]:
+async def _over_grpc(target: Target, threads: int, at_once: int, record: Record) -> AsyncIterator[Send]:
     """All threads share one client, whose calls share one connection."""
     async with AsyncClient(target.grpc, token=target.shown, tls=target.tls, timeout=REQUEST_SECONDS) as client:
 
-        async def ask() -> float:
+        async def ask() -> None:
             started = time.perf_counter()
             await client.predict(target.model, PARTS)
-            return time.perf_counter() - started
+            record(time.perf_counter() - started)
 
-        async def send(number: int) -> list[float]:
-            return list(await asyncio.gather(*(ask() for _ in range(at_once))))
+        async def send(number: int) -> None:
+            await asyncio.gather(*(ask() for _ in range(at_once)))
 
         yield send
 
 
 @asynccontextmanager
-async def _over_rest(target: Target, threads: int, at_once: int) -> AsyncIterator[Send]:
+async def _over_rest(target: Target, threads: int, at_once: int, record: Record) -> AsyncIterator[Send]:
     """Each thread has a persistent connection for each request of its batch."""
     with ExitStack() as opened, ThreadPoolExecutor(threads) as pool:
         connections = [
             [opened.enter_context(closing(RestConnection(target))) for _ in range(at_once)] for _ in range(threads)
         ]
 
-        async def send(number: int) -> list[float]:
-            work = partial(_send_over, connections[number])
-            return await asyncio.get_running_loop().run_in_executor(pool, work)
+        async def send(number: int) -> None:
+            loop = asyncio.get_running_loop()
+
+            def answered(latency: float) -> None:
+                loop.call_soon_threadsafe(record, latency)
+
+            await loop.run_in_executor(pool, _send_over, connections[number], answered)
 
         yield send
 
 
-def _send_over(connections: Sequence[RestConnection]) -> list[float]:
+def _send_over(connections: Sequence[RestConnection], record: Record) -> None:
     """Sends a request over each connection, then reads every answer."""
     started = []
     for connection in connections:
         started.append(time.perf_counter())
         connection.send(PARTS)
-    latencies = []
     for began, connection in zip(started, connections, strict=True):
         connection.receive()
-        latencies.append(time.perf_counter() - began)
-    return latencies
+        record(time.perf_counter() - began)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -132,6 +132,7 @@ def _pack(name: str, files: list[str], options: argparse.Namespace) -> None:
         *("--model-name", name, "--version", "1.0"),
         *("--serialized-file", f"{here}/{files[0]}", "--handler", f"{here}/{HANDLER.name}"),
         *("--extra-files", ",".join(extra), "--config-file", f"{here}/model-config.yaml"),
+        *("--archive-format", "zip-store"),  # weights do not compress
     ]
     if options.export_path is None:
         print("To pack it:")
