@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
+from torchd_clients.connection import DEFAULT_INFERENCE
 from torchd_clients.credentials import Tls
 from torchd_clients.run_directory import Daemon, find_daemon
 
-GRPC = "127.0.0.1:7070"
 REST = "http://127.0.0.1:8080"
 REQUEST_SECONDS = 120.0
 
@@ -26,31 +26,24 @@ class Refused(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A model of a daemon; `rest` is a URL, or "" for gRPC."""
+    """A model of a daemon, `daemon` if it is this user's; `rest` is a URL, or "" for gRPC."""
 
     model: str
     batch_size: int
     grpc: str
     rest: str
     token: str
-
-    @property
-    def daemon(self) -> Daemon | None:
-        """The daemon there, if it is this user's: it has said where its tokens and its certificate are."""
-        return find_daemon(os.environ, [] if self.rest else [self.grpc])
+    daemon: Daemon | None
 
     @property
     def tls(self) -> Tls | None:
         """How gRPC is to be spoken."""
-        daemon = self.daemon
-        return daemon.tls if daemon is not None else None
+        return self.daemon.tls if self.daemon is not None else None
 
     def shown(self, service: str) -> str | None:
         """The token that a request shows."""
-        if self.token:
-            return self.token
-        daemon = self.daemon
-        return daemon.token(service) if daemon is not None and daemon.token is not None else None
+        tokens = self.daemon.token if self.daemon is not None else None
+        return self.token or (tokens(service) if tokens is not None else None)
 
 
 class RestConnection:
@@ -90,7 +83,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", type=Path, default=Path("config.json"), metavar="FILE", help="batch_size, max_length (%(default)s)")
     add("--model", metavar="NAME", help="name of the model (bert-max_lengthL-batch_sizeB, by the file)")
-    add("--grpc", default=GRPC, metavar="HOST:PORT", help="where gRPC listens (%(default)s)")
+    add("--grpc", metavar="HOST:PORT", help=f"where gRPC listens (the daemon you run, else {DEFAULT_INFERENCE})")
     add("--rest", nargs="?", const=REST, default="", metavar="URL", help=f"send over REST instead, to URL ({REST})")
     add("--token", default=os.environ.get("TORCHD_TOKEN", ""), help="token to show (the one in the daemon's key file)")
 
@@ -100,7 +93,9 @@ def target_of(options: argparse.Namespace) -> Target:
     config = json.loads(options.config.read_text()) if options.config.is_file() else {}
     batch_size, max_length = config.get("batch_size", 6), config.get("max_length", 128)
     model = options.model or f"bert-max_length{max_length}-batch_size{batch_size}"
-    return Target(model, batch_size, options.grpc, options.rest, options.token)
+    daemon = find_daemon(os.environ, [options.grpc] if options.grpc else [])
+    grpc = options.grpc or (daemon.grpc_inference if daemon is not None else DEFAULT_INFERENCE)
+    return Target(model, batch_size, grpc, options.rest, options.token, daemon)
 
 
 def parts_of(seq_0: str, seq_1: str) -> Parts:
