@@ -80,22 +80,26 @@ def _with_files(folder: Path) -> Path:
 
 
 def _in_cache(name: str, inside: Path, revision: str | None, download: bool, environment: Mapping[str, str]) -> Path:
-    hub = library("huggingface_hub", f"the model {name}", "huggingface_hub")
-    # huggingface_hub has read HF_HOME, HF_HUB_CACHE and HUGGINGFACE_HUB_CACHE; it knows the older name no longer.
-    caches = [hub.constants.HF_HUB_CACHE, *filter(None, [environment.get("TRANSFORMERS_CACHE")])]
-    for cache in dict.fromkeys(caches):
+    hub, constants, errors = (
+        library(module, f"the model {name}", "huggingface_hub")
+        for module in ("huggingface_hub", "huggingface_hub.constants", "huggingface_hub.errors")
+    )
+    # huggingface_hub has read HF_HOME, HF_HUB_CACHE and HUGGINGFACE_HUB_CACHE; it knows the oldest name no longer.
+    named = [constants.HF_HUB_CACHE, environment.get("TRANSFORMERS_CACHE")]
+    caches = list(dict.fromkeys(filter(None, named)))
+    for cache in caches:
         try:
             return Path(hub.snapshot_download(name, revision=revision, cache_dir=cache, local_files_only=True))
-        except hub.errors.LocalEntryNotFoundError:
+        except errors.LocalEntryNotFoundError:
             continue
-    looked = f"the archive ({inside}) and the Hugging Face cache ({', '.join(dict.fromkeys(caches))})"
+    looked = f"the archive ({inside}) nor in the Hugging Face cache ({', '.join(caches)})"
     at = f" at revision {revision}" if revision else ""
     if not download:
         raise ModelNotFound(
             f"the model {name}{at} is neither in {looked}. Fetch it before with: hf download {name}; or say "
             "download: true under handler: in model-config.yaml, and the worker fetches it when it loads"
         )
-    if hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         raise ModelNotFound(
             f"the model {name}{at} is neither in {looked}, and handler.download is of no use: HF_HUB_OFFLINE is set"
         )

@@ -73,15 +73,16 @@ class _Rules:
         self._prefix: str = getattr(model, "base_model_prefix", "")
         self._renamings: list[Any] = []
         self._converters: list[Any] = []
+        if not (hasattr(model, "config") and self._prefix):
+            return
         try:
             mapping = importlib.import_module("transformers.conversion_mapping")
             loading = importlib.import_module("transformers.core_model_loading")
         except ModuleNotFoundError:  # before transformers 5 there were none to speak of
             return
-        if hasattr(model, "config") and hasattr(model, "base_model_prefix"):
-            found = mapping.get_model_conversion_mapping(model)
-            self._renamings = [rule for rule in found if isinstance(rule, loading.WeightRenaming)]
-            self._converters = [rule for rule in found if isinstance(rule, loading.WeightConverter)]
+        found = mapping.get_model_conversion_mapping(model)
+        self._renamings = [rule for rule in found if isinstance(rule, loading.WeightRenaming)]
+        self._converters = [rule for rule in found if isinstance(rule, loading.WeightConverter)]
 
     def apply(self, name: str) -> tuple[str, str | None, Any]:
         """The weight a tensor belongs to, and what makes it out of tensors that match which pattern, if anything."""
