@@ -199,6 +199,19 @@ async def test_the_death_of_one_rank_in_mid_batch_is_the_death_of_all(victim: in
 
 
 @in_loop
+async def test_a_leader_whose_device_is_lost_leaves_by_itself_and_the_others_are_killed() -> None:
+    """G02: they wait for it in a collective."""
+    bench = Bench()
+    worker, (leader, follower), _ = await bench.running()
+    leader.say(Failure(1, "DeviceLost", "device-side assert"))
+    await until(lambda: follower.was_killed)
+    assert not leader.was_killed
+    leader.exit(71)
+    assert isinstance(await bench.end(worker), errors.DeviceLost)
+    assert isinstance(bench.requests[0].error, errors.DeviceLost)
+
+
+@in_loop
 async def test_the_death_of_a_follower_hands_back_what_had_not_begun() -> None:
     """W04, P04."""
     bench = Bench()
