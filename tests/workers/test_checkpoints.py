@@ -27,6 +27,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from torchd_protos.frames import Reply
 from torchd_workers.handlers.parallel.checkpoints import (
     Checkpoint,
     CheckpointUnusable,
@@ -37,6 +38,7 @@ from torchd_workers.handlers.parallel.checkpoints import (
     keeps_prefixes,
     load_model,
     plan_for,
+    report_of,
     slice_of_rank,
 )
 from torchd_workers.handlers.parallel.load_progress import LoadProgress
@@ -432,3 +434,43 @@ def test_a_load_tells_how_far_it_is(tmp_path: Path) -> None:
     load_model(saved(made("llama"), tmp_path), progress=lambda percent, text: told.append((percent, text)))
     assert told[-1][0] == 100
     assert "model-0000" in told[-1][1]
+
+
+HANDLER = """
+import torch
+from torchd_workers.handlers.parallel.checkpoints import load_model, report_of
+from torchd_workers.handlers.parallel.model_path import model_path
+
+
+class Handler:
+    def initialize(self, context):
+        self.model = load_model(model_path(context), progress=report_of(context))
+
+    def handle(self, data, context):
+        with torch.inference_mode():
+            return [self.model(torch.tensor([[5, 6, 7, 8, 9]])).logits.sum().item() for _ in data]
+"""
+
+
+def test_a_handler_of_ones_own_loads_in_a_worker_as_the_page_says(loaded: Callable[..., Any], tmp_path: Path) -> None:
+    """docs/large_models.md."""
+    model = made("llama")
+    saved(model, tmp_path / "weights")
+    (tmp_path / "handler.py").write_text(HANDLER)
+    worker = loaded(tmp_path, config_json=json.dumps({"handler": {"model_path": "weights"}}), threads=1)
+    answer = worker.ask(b"")
+    assert isinstance(answer, Reply)
+    assert float(bytes(answer.body)) == pytest.approx(logits(model)[0].sum().item(), abs=1e-3)
+
+
+def test_a_context_that_tells_progress_is_asked_to() -> None:
+    class Telling:
+        def report_progress(self, percent: float, text: str = "") -> None:
+            told.append((percent, text))
+
+    told: list[tuple[float, str]] = []
+    report = report_of(Telling())
+    assert report is not None
+    report(7, "weights")
+    assert told == [(7, "weights")]
+    assert report_of(object()) is None
