@@ -269,6 +269,41 @@ def test_a_rank_that_is_none_and_a_dimension_that_is_none_are_refused() -> None:
         slice_of_rank((4,), 1, 0, 2)
 
 
+def test_a_stage_of_experts_is_made_of_its_own_tensors_only(tmp_path: Path) -> None:
+    """The weights of a layer's experts are one weight each in the model, and eleven tensors in the checkpoint."""
+    model = made("mixtral")
+    empty = empty_model(saved(model, tmp_path))
+    with Checkpoint(tmp_path) as checkpoint:
+        filled = fill(empty, checkpoint, keep=keeps_prefixes("model.layers.1"))
+    assert is_empty(empty.model.layers[0])
+    experts, whole = empty.model.layers[1].mlp.experts, model.model.layers[1].mlp.experts
+    assert torch.equal(experts.gate_up_proj, whole.gate_up_proj)
+    assert torch.equal(experts.down_proj, whole.down_proj)
+    assert filled.bytes_kept == sum(weight.nbytes for weight in model.model.layers[1].parameters())
+
+
+def test_a_rank_gets_its_slice_of_experts(tmp_path: Path) -> None:
+    model = made("mixtral")
+    empty = empty_model(saved(model, tmp_path))
+
+    def shard(name: str, shape: torch.Size) -> tuple[slice, ...] | None:
+        return slice_of_rank(shape, 0, rank=1, ranks=2) if ".experts." in name else None
+
+    with Checkpoint(tmp_path) as checkpoint:
+        fill(empty, checkpoint, shard=shard)
+    assert torch.equal(empty.model.layers[0].mlp.experts.down_proj, model.model.layers[0].mlp.experts.down_proj[6:])
+
+
+def test_what_is_done_to_a_view_of_a_file_does_not_reach_the_file(tmp_path: Path) -> None:
+    """Handlers may change weights; other workers have the same pages."""
+    model = made("llama")
+    changed = load_model(saved(model, tmp_path))
+    with torch.no_grad():
+        for weight in changed.parameters():
+            weight.zero_()
+    assert torch.equal(logits(load_model(tmp_path)), logits(model))
+
+
 def test_a_plain_module_is_filled_too(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     save_file({name: value + 1 for name, value in model.state_dict().items()}, tmp_path / "model.safetensors")
@@ -420,12 +455,12 @@ def test_progress_is_told_at_most_twice_a_second_and_at_the_end(caplog: pytest.L
     caplog.set_level("INFO")
     now = 0.0
     told: list[tuple[int, str]] = []
-    progress = LoadProgress(4000, lambda percent, text: told.append((percent, text)), clock=lambda: now)
+    progress = LoadProgress(4_000_000, lambda percent, text: told.append((percent, text)), clock=lambda: now)
     for step in range(40):
         now = step * 0.1
-        progress.advance(100, f"shard {step}")
+        progress.advance(100_000, f"shard {step}")
     assert [percent for percent, _ in told] == [2, 15, 27, 40, 52, 65, 77, 90, 100]
-    assert told[-1][1] == "weights: 0.00 of 0.00 GB loaded, from shard 39"
+    assert told[-1][1] == "4.00 of 4.00 MB of weights loaded, now from shard 39"
     assert [record.message.split("%")[0] for record in caplog.records] == [str(tenth * 10) for tenth in range(1, 11)]
 
 
