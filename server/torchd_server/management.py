@@ -122,7 +122,7 @@ class Management:
         defaults: ModelSettings,
         limits: Limits,
         api_enabled: bool,
-        workers_at_start: Callable[[], int],
+        workers_at_start: Callable[[ModelSettings], int],
         rules: Rules = Rules(),
     ) -> None:
         # Told of every change that shall outlive this process.
@@ -261,13 +261,22 @@ class Management:
         self._registry.add(model)
         if holder is not None:
             self._holders[model] = holder
+        try:
+            self._start(model, settings, is_guess)
+        except errors.NotEnoughDevices:
+            self._registry.remove(model)
+            self._holders.pop(model, None)
+            model.forget()
+            raise
+        return model
+
+    def _start(self, model: ModelVersion, settings: ModelSettings, is_guess: bool) -> None:
         if is_guess and settings.min_workers > 1 and self._rules.available_memory is not None:
             model.scale(1, settings.max_workers)
             self._growing[model] = settings.min_workers
             self._change(self._grow(model, settings.min_workers, self._rules.available_memory))
         else:
             model.scale(settings.min_workers, settings.max_workers)
-        return model
 
     def _was_loaded_at_startup(self, name: str) -> bool:
         # TorchServe asks by name: later versions of a model of the start are called so too.
@@ -295,7 +304,7 @@ class Management:
             return settings, False
         workers, is_guess = call.initial_workers, False
         if workers is None and call.at_startup:
-            workers, is_guess = self._workers_at_start(), True
+            workers, is_guess = self._workers_at_start(settings), True
         workers = self._rules.workers_by_api if workers is None else workers
         return replace(settings, min_workers=workers, max_workers=max(workers, settings.max_workers)), is_guess
 
@@ -329,8 +338,11 @@ class Management:
                 *(room, wanted, memory >> 20),
                 extra={"model": model.name, "version": model.version},
             )
-        model.scale(min(wanted, room), model.settings.max_workers)
         self._growing.pop(model, None)
+        try:
+            model.scale(min(wanted, room), model.settings.max_workers)
+        except errors.NotEnoughDevices as error:  # others have taken them meanwhile
+            logger.warning("%d worker and no more: %s", model.wanted_workers, error, extra=_of(model))
         self.on_change()
 
     def _check_not_held(self, name: str) -> None:
@@ -535,6 +547,10 @@ def _warn_of_typos(name: str, unpacked: UnpackedModel) -> None:
     for key in unpacked.config:
         if key not in MODEL_CONFIG_KEYS and key.lower() in meant:
             logger.warning("model-config.yaml of %s: %s is not read; did you mean %s?", name, key, meant[key.lower()])
+
+
+def _of(model: ModelVersion) -> dict[str, str]:
+    return {"model": model.name, "version": model.version}
 
 
 def _change(model: ModelVersion, done: bool = True, version_was_given: bool = True) -> ModelChange:

@@ -16,8 +16,9 @@ from typing import NoReturn
 
 from torchd_protos.frames import Call, Load
 from torchd_server import errors
+from torchd_server.accelerators.base import Device
 from torchd_server.accelerators.cpu import ThreadBudget
-from torchd_server.accelerators.ledger import DeviceLedger
+from torchd_server.accelerators.ledger import Account, DeviceLedger, Lease
 from torchd_server.batching import modes
 from torchd_server.clock import Clock
 from torchd_server.metrics import ModelMetrics
@@ -42,8 +43,19 @@ class ModelState(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class RankStatus:
+    """One process of a worker, and the devices that it sees."""
+
+    rank: int
+    pid: int
+    state: str
+    progress: str
+    devices: tuple[Device, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker as an operator sees it. `memory_bytes` is resident memory."""
+    """One worker as an operator sees it. `memory_bytes` is resident memory, `gpu` the index of its first GPU."""
 
     name: str
     state: str
@@ -54,6 +66,9 @@ class WorkerStatus:
     threads: int
     running: int
     progress: str
+    device_type: str = "cpu"
+    devices: tuple[Device, ...] = ()
+    ranks: tuple[RankStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +86,13 @@ class VersionStatus:
     pending: int
     remaining: int
     last_failure: WorkerFailure | None
+
+    @property
+    def device_type(self) -> str:
+        """What its workers run on; what it wishes for while there are none."""
+        if not self.workers:
+            return self.settings.device_type or "cpu"
+        return next((worker.device_type for worker in self.workers if worker.name), "cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +133,8 @@ class ModelVersion:
         self._metrics = metrics
         self._on_change = on_change
         self._policy = modes.policy_for(settings, machinery.clock, machinery.sequence_headers, (name, version))
-        self._pool = WorkerPool(self._make_worker, machinery.unload_grace_seconds, self._changed)
+        account = Account(machinery.devices, name, version, settings)
+        self._pool = WorkerPool(self._make_worker, account, machinery.unload_grace_seconds, self._changed)
         self._draining = False
         self._unfinished: set[Request] = set()
         self._nothing_left = asyncio.Event()
@@ -185,9 +208,24 @@ class ModelVersion:
         self._policy.close(sequence)
 
     def scale(self, min_workers: int, max_workers: int) -> None:
-        """Starts workers up to the least wanted, or lets go those above the most."""
-        self.settings = replace(self.settings, min_workers=min_workers, max_workers=max_workers)
-        self._pool.scale(min(max(self._pool.wanted, min_workers), max_workers))
+        """Starts workers up to the least wanted, or lets go those above the most; NotEnoughDevices changes nothing."""
+        settings = replace(self.settings, min_workers=min_workers, max_workers=max_workers)
+        wanted = min(max(self._pool.wanted, min_workers), max_workers)
+        self._pool.scale(wanted)
+        if (most := self._pool.wanted) < wanted:  # no more groups fit on the GPUs
+            settings = replace(settings, min_workers=min(min_workers, most), max_workers=most)
+        self.settings = settings
+
+    def forget(self) -> None:
+        """It never came to be: nothing of it is left in the metrics."""
+        self._metrics.forget()
+
+    def leases(self) -> dict[Lease, WorkerStatus | None]:
+        """What its slots hold, with the worker in it; None where that has gone or is still to come."""
+        return {
+            lease: self._worker_status(worker) if worker is not None else None
+            for lease, worker in self._pool.holders().items()
+        }
 
     def reconfigure(self, settings: ModelSettings) -> None:
         """Serves with these settings from now on; workers keep running, and handlers keep the batch size they know."""
@@ -243,30 +281,41 @@ class ModelVersion:
         return ["back_off" if self._pool.given_up is None else "dead"] * self._pool.resting
 
     def _worker_status(self, worker: Worker) -> WorkerStatus:
+        lease = self._lease_of(worker)
+        devices = lease.devices if lease is not None else ()
+        is_gpu = lease is not None and lease.device_type == "gpu"
         return WorkerStatus(
             worker.name,
             worker.state.value,
             worker.started_at,
             worker.pid,
             _resident_bytes(worker.pid),
-            worker.plan.load.gpu_id,
+            devices[0].index if is_gpu else None,
             worker.threads,
             worker.running,
             worker.progress,
+            worker.plan.load.device_type,
+            devices,
+            self._ranks(worker, lease),
         )
 
-    def _make_worker(self) -> Worker:
+    def _lease_of(self, worker: Worker) -> Lease | None:
+        return next((lease for lease, holder in self._pool.holders().items() if holder is worker), None)
+
+    def _ranks(self, worker: Worker, lease: Lease | None) -> tuple[RankStatus, ...]:
+        devices = lease.of_process(0) if lease is not None else ()
+        return (RankStatus(0, worker.pid, worker.state.value, worker.progress, devices),)
+
+    def _make_worker(self, lease: Lease) -> Worker:
         machinery = self._machinery
-        holder = object()
-        gpu = None if self.settings.device_type == "cpu" else machinery.devices.borrow(holder, self.settings.device_ids)
         load = replace(
             machinery.load,
             model=self.name,
             version=self.version,
             directory=str(self.unpacked.directory),
             handler=self.settings.handler or self.unpacked.handler,
-            device_type="cpu" if gpu is None else "gpu",
-            gpu_id=gpu,
+            device_type=lease.device_type,
+            gpu_id=lease.gpu_id,
             batch_size=self.settings.batch_size,
             loop=self._policy.turn.loop,
             ranks=self.settings.ranks,
@@ -282,9 +331,10 @@ class ModelVersion:
             self.unpacked.directory,
             environment,
             self.unpacked.python,
-            ranks=({},) * self.settings.ranks,
+            ranks=tuple(lease.environment(rank) for rank in range(self.settings.ranks)),
+            cores=lease.cores,
         )
-        worker = Worker(
+        return Worker(
             machinery.plan(spec, load, self.settings),
             machinery.placement,
             self._policy,
@@ -293,8 +343,6 @@ class ModelVersion:
             machinery.clock,
             self._pool.changed,
         )
-        worker.dead.add_done_callback(lambda _: machinery.devices.give_back(holder))
-        return worker
 
     def _changed(self) -> None:
         self._metrics.worker_states([worker.state.value for worker in self._pool.workers()] + self._absent_workers())

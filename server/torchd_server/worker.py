@@ -151,6 +151,16 @@ class Worker:
         return self._process.pid if self._process is not None else 0
 
     @property
+    def is_gone(self) -> bool:
+        """Whether nothing of it runs any more: a killed process may stay where no signal reaches it."""
+        return self._process is None or self._process.exited.done()
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """`tell` is called once nothing of it runs any more."""
+        if self._process is not None:
+            self._process.exited.add_done_callback(lambda _: tell())
+
+    @property
     def running(self) -> int:
         """Requests with it that somebody still waits for."""
         return sum(request.state is not State.DONE for request in self._live.values())

@@ -74,7 +74,7 @@ class Bench:
             ModelSettings(),
             Limits(unload_grace=1.0),
             True,
-            lambda: STARTS,
+            lambda _: STARTS,
             rules,
         )
 

@@ -52,7 +52,7 @@ class Ports:
             ModelSettings(),
             Limits(),
             True,
-            lambda: 1,
+            lambda _: 1,
         )
         inference = Inference(self.registry)
         open_inference = OpenInference(self.registry, inference)

@@ -22,12 +22,14 @@ from fakes import (
 from torchd_protos.frames import FrameLimits, Load
 from torchd_server import errors, pool
 from torchd_server.accelerators.cpu import ThreadBudget
+from torchd_server.accelerators.ledger import Account, DeviceLedger, Lease
 from torchd_server.batching.policy import BatchPolicy
 from torchd_server.batching.queues import Fifo
 from torchd_server.batching.waits import AdaptiveWait
 from torchd_server.metrics import Metrics
 from torchd_server.placement.base import WorkerSpec
 from torchd_server.pool import FAILURES_BEFORE_GIVING_UP, WorkerPool
+from torchd_server.settings import ModelSettings
 from torchd_server.worker import Worker, WorkerPlan
 
 
@@ -43,12 +45,13 @@ class Bench:
         self.clock = ManualClock()
         self.placement = FakePlacement(*behaviours)  # type: ignore[arg-type]
         self.threads = ThreadBudget(4)
+        self.devices = DeviceLedger()
         self.metrics = Metrics().of_model("m", "1.0")
         self.policy = BatchPolicy(Fifo(), 1, 10, AdaptiveWait(0.1), self.clock)
         self.changes = 0
-        self.pool = WorkerPool(self._worker, 1.0, self._changed)
+        self.pool = WorkerPool(self._worker, Account(self.devices, "m", "1.0", ModelSettings()), 1.0, self._changed)
 
-    def _worker(self) -> Worker:
+    def _worker(self, lease: Lease) -> Worker:
         plan = WorkerPlan(
             WorkerSpec("m/1.0", 0, directory=None),  # type: ignore[arg-type] # the fake has no folder
             Load(model="m", version="1.0"),
@@ -279,7 +282,7 @@ def test_the_pause_grows_from_nothing_to_a_minute(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     random.seed(1)
     pauses = []
-    keeper = WorkerPool(lambda: None, 1.0, lambda: None)  # type: ignore[arg-type, return-value]
+    keeper = WorkerPool(lambda _: None, None, 1.0, lambda: None)  # type: ignore[arg-type, return-value]
     for failures in range(1, 12):
         keeper._deaths = keeper._failures = failures
         pauses.append(keeper._back_off())

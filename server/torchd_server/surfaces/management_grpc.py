@@ -155,7 +155,7 @@ def _description(status: VersionStatus) -> pb.ModelDescription:
         state=f"MODEL_STATE_{status.state.value.upper()}",
         pending_requests=status.pending,
         remaining_capacity=status.remaining,
-        device_type="gpu" if any(worker.gpu is not None for worker in status.workers) else "cpu",
+        device_type=status.device_type,
         workers=[
             pb.WorkerDescription(
                 id=worker.name,

@@ -84,7 +84,7 @@ def _description(status: VersionStatus) -> dict[str, Any]:
         "clientTimeoutInMills": settings.client_timeout_ms,
         "parallelType": settings.parallel_type,
         "parallelLevel": settings.parallel_level,
-        "deviceType": _device_type(status),
+        "deviceType": status.device_type,
         "continuousBatching": settings.continuous_batching,
         "useJobTicket": settings.use_job_ticket,
         "useVenv": settings.use_venv,
@@ -102,13 +102,6 @@ def _description(status: VersionStatus) -> dict[str, Any]:
     if status.last_failure is not None:
         found["lastFailure"] = failure(status)
     return found
-
-
-def _device_type(status: VersionStatus) -> str:
-    """What its workers run on; what it wishes for while there are none."""
-    if not status.workers:
-        return status.settings.device_type or "cpu"
-    return "gpu" if any(worker.gpu is not None for worker in status.workers) else "cpu"
 
 
 def failure(status: VersionStatus) -> dict[str, Any]:
