@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from torchd_protos.frames import Call, Header
 from torchd_server import errors
+from torchd_server.devices import Inventory, inventory
 from torchd_server.metrics import Metrics
 from torchd_server.model import Machinery, ModelState, ModelVersion, VersionStatus
 from torchd_server.registry import ModelRegistry
@@ -453,6 +454,10 @@ class Management:
             ModelSummary(name, self._registry.get(name).unpacked.source) for name in names[first : first + size]
         )
         return ModelPage(page, first + size if first + size < len(names) else None)
+
+    def devices(self) -> Inventory:
+        """The devices of this machine and who holds them, models that are being removed too."""
+        return inventory(self._machinery.devices, (*self._registry, *self._leaving))
 
     def set_default(self, name: str, version: str) -> ModelChange:
         """Makes a version the default."""

@@ -152,10 +152,10 @@ def visible(wish: str, gpus: Sequence[_Gpu]) -> list[_Gpu]:
     """Those that CUDA_VISIBLE_DEVICES names, in its order. As CUDA does it: the first name that is none ends the list,
     and a list that names one twice shows nothing."""
     seen: list[_Gpu] = []
-    for entry in wish.split(","):
-        named = [gpu for gpu in gpus if entry.strip() and gpu.is_called(entry.strip())]
-        # The beginning of a UUID must be that of one alone; a number stands for all MIG instances of its GPU.
-        if not named or (not entry.strip().isdecimal() and len(named) > 1 and not named[0].instance):
+    for entry in map(str.strip, wish.split(",")):
+        named = [gpu for gpu in gpus if entry and gpu.is_called(entry)]
+        # The beginning of a UUID must be that of one alone; a GPU stands for all MIG instances of it.
+        if len({gpu.instance if entry.startswith("MIG-") else gpu.number for gpu in named}) != 1:
             return seen
         if any(gpu in seen for gpu in named):
             return []

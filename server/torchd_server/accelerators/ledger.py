@@ -285,6 +285,8 @@ def _holders(leases: Sequence[Lease], among: Sequence[Device]) -> str:
     for lease in leases:
         name = (lease.model, lease.version)
         held[name] = held.get(name, 0) + len(set(lease.devices) & set(among))
+    if not held:
+        return ""
     return errors.some_of(
         [f"model '{model}' version {version} holds {number}" for (model, version), number in held.items()]
     )
