@@ -323,15 +323,16 @@ class ModelVersion:
             manifest_json=self.unpacked.manifest_json,
             config_json=self.unpacked.config_json,
         )
+        devices, of_ranks = lease.environments()
         # A folder of the store is not ours to write into.
-        environment = {} if self.unpacked.is_ours else {"PYTHONDONTWRITEBYTECODE": "1"}
+        environment = devices if self.unpacked.is_ours else {"PYTHONDONTWRITEBYTECODE": "1", **devices}
         spec = WorkerSpec(
             f"{self.name}/{self.version}",
             0,
             self.unpacked.directory,
             environment,
             self.unpacked.python,
-            ranks=tuple(lease.environment(rank) for rank in range(self.settings.ranks)),
+            ranks=of_ranks,
             cores=lease.cores,
         )
         return Worker(

@@ -180,9 +180,12 @@ def test_ranges_have_no_gap_where_the_operator_left_one() -> None:
 
 def test_each_rank_sees_its_own_cores_and_every_gpu_of_the_group() -> None:
     [cores] = lend(ledger(neuron=24), 1, parallel_type="tp", parallel_level=2, cores_per_worker=4)
-    assert [cores.environment(rank)["NEURON_RT_VISIBLE_CORES"] for rank in range(2)] == ["0-3", "4-7"]
+    common, ranks = cores.environments()
+    assert [rank["NEURON_RT_VISIBLE_CORES"] for rank in ranks] == ["0-3", "4-7"]
+    assert common == {"NEURON_RT_NUM_CORES": "4"}
     [gpus] = lend(ledger(cuda=4), 1, parallel_type="tp", parallel_level=2)
-    assert [gpus.environment(rank)["CUDA_VISIBLE_DEVICES"] for rank in range(2)] == ["0,1", "0,1"]
+    common, ranks = gpus.environments()
+    assert (common["CUDA_VISIBLE_DEVICES"], ranks) == ("0,1", ({}, {}))
     [custom] = lend(ledger(neuron=24), 1, parallel_type="custom", parallel_level=3)
     assert custom.environment(0)["NEURON_RT_VISIBLE_CORES"] == "0-2"
 

@@ -50,6 +50,12 @@ class Lease:
         seen = self.of_process(rank)
         return {**self.hiding, **(ACCELERATORS[seen[0].accelerator].environment(seen) if seen else {})}
 
+    def environments(self) -> tuple[dict[str, str], tuple[dict[str, str], ...]]:
+        """What all its processes have in common, and what each has beside it."""
+        each = [self.environment(rank) for rank in range(self.processes)]
+        common = {name: value for name, value in each[0].items() if all(one.get(name) == value for one in each)}
+        return common, tuple({name: one[name] for name in one if name not in common} for one in each)
+
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
