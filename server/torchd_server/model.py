@@ -24,6 +24,7 @@ from torchd_server.clock import Clock
 from torchd_server.metrics import ModelMetrics
 from torchd_server.placement.base import Placement, WorkerSpec
 from torchd_server.pool import WorkerFailure, WorkerPool
+from torchd_server.rank import Rank, RankState
 from torchd_server.request import Request
 from torchd_server.settings import ModelSettings, SequenceHeaders
 from torchd_server.store import UnpackedModel
@@ -289,22 +290,22 @@ class ModelVersion:
             worker.state.value,
             worker.started_at,
             worker.pid,
-            _resident_bytes(worker.pid),
+            sum(_resident_bytes(rank.pid) for rank in worker.ranks),
             devices[0].index if is_gpu else None,
             worker.threads,
             worker.running,
             worker.progress,
             worker.plan.load.device_type,
             devices,
-            self._ranks(worker, lease),
+            tuple(
+                RankStatus(rank.number, rank.pid, _state_of(rank, worker), rank.progress, lease.of_process(rank.number))
+                for rank in worker.ranks
+                if lease is not None
+            ),
         )
 
     def _lease_of(self, worker: Worker) -> Lease | None:
         return next((lease for lease, holder in self._pool.holders().items() if holder is worker), None)
-
-    def _ranks(self, worker: Worker, lease: Lease | None) -> tuple[RankStatus, ...]:
-        devices = lease.of_process(0) if lease is not None else ()
-        return (RankStatus(0, worker.pid, worker.state.value, worker.progress, devices),)
 
     def _make_worker(self, lease: Lease) -> Worker:
         machinery = self._machinery
@@ -369,6 +370,13 @@ class ModelVersion:
         self._metrics.total_seconds(total_seconds)
         if request.error is None:
             self._metrics.answered(request.call.version, request.sent_at - request.received_at, total_seconds)
+
+
+def _state_of(rank: Rank, worker: Worker) -> str:
+    """In the words of workers: one that has loaded is ready, or leaves, together with the others."""
+    if rank.state is RankState.LOADED:
+        return worker.state.value
+    return "dead" if rank.state is RankState.GONE else rank.state.value
 
 
 def _resident_bytes(pid: int) -> int:
