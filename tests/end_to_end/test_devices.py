@@ -22,6 +22,8 @@ from harness.device_tools import gpu_rows, neuron_devices, write_neuron_ls, writ
 from harness.eventually import eventually
 from harness.surfaces import SURFACES, GrpcSurface, RestSurface, Surface
 
+from torchd_server.accelerators.cpu import usable_cores
+
 CORES = 24
 REFUSED = {"grpc": "RESOURCE_EXHAUSTED", "rest": 409}
 
@@ -67,16 +69,9 @@ def seen(client: Surface, model: str, workers: int) -> dict[int, dict[str, Any]]
     return found
 
 
-def cores_of(workers: dict[int, dict[str, Any]]) -> list[str]:
-    return sorted(
-        (worker["NEURON_RT_VISIBLE_CORES"] for worker in workers.values()), key=lambda said: int(said.split("-")[0])
-    )
-
-
-def started(client: Surface, daemon: Daemon, workers: int) -> list[str]:
+def started(client: Surface, workers: int) -> list[str]:
     """NEURON_RT_VISIBLE_CORES of each ready worker's process, as the kernel has it: none has to be asked."""
-    pids = [worker["pid"] for worker in wait_ready(client, "devices", workers)]
-    found = [psutil.Process(pid).environ()["NEURON_RT_VISIBLE_CORES"] for pid in pids]
+    found = [variables(worker["pid"]) for worker in wait_ready(client, "devices", workers)]
     return sorted(found, key=lambda said: int(said.split("-")[0]))
 
 
@@ -89,7 +84,7 @@ def test_24_workers_have_24_cores_and_there_is_no_25th(tmp_path: Path) -> None:
             workers = seen(grpc, "devices", 3)
             assert {worker["NEURON_RT_NUM_CORES"] for worker in workers.values()} == {"1"}
             assert {worker["gpu_id"] for worker in workers.values()} == {None}
-            assert started(grpc, daemon, CORES) == [str(core) for core in range(CORES)]
+            assert started(grpc, CORES) == [str(core) for core in range(CORES)]
             before = {worker["pid"] for worker in wait_ready(grpc, "devices", CORES)}
             for client in (grpc, rest):
                 error = client.scale("devices", CORES + 1).error
@@ -113,7 +108,7 @@ def _says_the_same_as_its_processes(rest: RestSurface, pids: set[int]) -> None:
     assert {device["name"] for device in cores} == {"NeuronCore of inf2.48xlarge"}
     for device in cores:
         [holder] = device["holders"]
-        assert psutil.Process(holder["pid"]).environ()["NEURON_RT_VISIBLE_CORES"] == device["id"]
+        assert variables(holder["pid"]) == device["id"]
     assert {device["holders"][0]["pid"] for device in cores} == pids
     absent = {kind["accelerator"]: kind["reason"] for kind in listed["absent"]}
     assert absent["cuda"] == "nvidia-smi is not on PATH and there is no /dev/nvidia0"
@@ -123,17 +118,19 @@ def test_a_killed_worker_comes_back_on_its_core(tmp_path: Path) -> None:
     """G05; and whoever is scaled away gives his core back."""
     write_neuron_ls(tmp_path / "tools", neuron_devices(2))
     with serving(tmp_path, 4) as daemon, GrpcSurface(daemon) as client:
-        assert started(client, daemon, 4) == ["0", "1", "2", "3"]
+        assert started(client, 4) == ["0", "1", "2", "3"]
         victim = next(worker for worker in wait_ready(client, "devices", 4) if worker["devices"][0]["id"] == "2")
         os.kill(victim["pid"], signal.SIGKILL)
         eventually(lambda: victim["pid"] not in pids_of(client))
-        assert started(client, daemon, 4) == ["0", "1", "2", "3"]
+        assert started(client, 4) == ["0", "1", "2", "3"]
         assert client.scale("devices", 2).error is None
-        assert started(client, daemon, 2) == ["0", "1"]
+        assert started(client, 2) == ["0", "1"]
         # At once, while the two are still leaving.
         for workers in (0, 4, 1, 3):
             assert client.scale("devices", workers, synchronous=False).error is None
-        assert started(client, daemon, 3) == ["0", "1", "2"]
+        assert len(set(started(client, 3))) == 3
+        assert client.scale("devices", 4).error is None
+        assert started(client, 4) == ["0", "1", "2", "3"]
 
 
 def pids_of(client: Surface) -> set[int]:
@@ -165,14 +162,48 @@ def test_two_models_share_the_machine_but_no_core(tmp_path: Path, surface: str) 
 def test_workers_of_several_cores_have_aligned_ranges(tmp_path: Path) -> None:
     write_neuron_ls(tmp_path / "tools", neuron_devices(12))
     with serving(tmp_path, 2, coresPerWorker=4) as daemon, GrpcSurface(daemon) as client:
-        assert started(client, daemon, 2) == ["0-3", "4-7"]
+        assert started(client, 2) == ["0-3", "4-7"]
         assert {worker["NEURON_RT_NUM_CORES"] for worker in seen(client, "devices", 2).values()} == {"4"}
         error = client.scale("devices", 7).error
         assert error is not None
         assert "asks for 28 NeuronCores (7 workers with 4 each)" in error.message
         assert error.message.endswith("scale to at most 6 workers")
         assert client.scale("devices", 6).error is None
-        assert started(client, daemon, 6) == ["0-3", "4-7", "8-11", "12-15", "16-19", "20-23"]
+        assert started(client, 6) == ["0-3", "4-7", "8-11", "12-15", "16-19", "20-23"]
+
+
+def test_each_rank_of_a_group_has_its_own_cores(tmp_path: Path) -> None:
+    """Tensor-parallel workers: a range for each rank, those of a worker side by side."""
+    write_neuron_ls(tmp_path / "tools", neuron_devices(4))
+    group = {"parallelType": "tp", "parallelLevel": 2, "coresPerWorker": 2}
+    with serving(tmp_path, 2, **group) as daemon, GrpcSurface(daemon) as client:
+        workers = wait_ready(client, "devices", 2)
+        found = [[(rank["rank"], variables(rank["pid"])) for rank in worker["ranks"]] for worker in workers]
+        assert found == [[(0, "0-1"), (1, "2-3")], [(0, "4-5"), (1, "6-7")]]
+        assert [[device["id"] for device in rank["devices"]] for rank in workers[1]["ranks"]] == [
+            ["4", "5"],
+            ["6", "7"],
+        ]
+        error = client.scale("devices", 3).error
+        assert error is not None
+        assert "asks for 12 NeuronCores (3 workers with 4 each)" in error.message
+
+
+def variables(pid: int) -> str:
+    return psutil.Process(pid).environ()["NEURON_RT_VISIBLE_CORES"]
+
+
+def test_workers_that_pin_cores_have_them_to_themselves(tmp_path: Path) -> None:
+    """field.md 38: a core set by option, as many threads as it has cores."""
+    cores = usable_cores()
+    with serving(tmp_path, cores, coresPerWorker=1) as daemon, RestSurface(daemon) as client:
+        pinned = sorted(worker["affinity"] for worker in seen(client, "devices", cores).values())
+        assert len({core for [core] in pinned}) == cores
+        [model] = client.describe("devices").json()
+        assert {(worker["threads"], worker["devices"][0]["deviceType"]) for worker in model["workers"]} == {(1, "cpu")}
+        error = client.scale("devices", cores + 1).error
+        assert error is not None
+        assert f"asks for {cores + 1} CPU cores" in error.message
 
 
 def test_a_model_of_the_start_that_does_not_fit_is_logged_and_the_others_go_on(tmp_path: Path) -> None:
@@ -194,7 +225,7 @@ def test_torchserve_starts_a_worker_for_each_core_that_is_free(tmp_path: Path) -
     write_neuron_ls(tmp_path / "tools", neuron_devices(2))
     model = pack_model(tmp_path, "devices")
     with daemon_of(tmp_path, [model], command="torchserve") as daemon, GrpcSurface(daemon) as client:
-        assert started(client, daemon, 4) == ["0", "1", "2", "3"]
+        assert started(client, 4) == ["0", "1", "2", "3"]
 
 
 def test_each_gpu_worker_sees_one_gpu_and_calls_it_0(tmp_path: Path) -> None:
