@@ -47,7 +47,7 @@ def _range(first: str, last: str) -> str:
 
 def _held_by(device: DeviceDescription) -> str:
     held = ", ".join(_name(holder) for holder in device.holders)
-    return f"{held} (quarantined: its process could not be ended)" if device.quarantined else held
+    return f"{held} (quarantined: its process could not be ended)".lstrip() if device.quarantined else held
 
 
 def _name(holder: DeviceHolder) -> str:

@@ -340,11 +340,15 @@ class Management:
                 *(room, wanted, memory >> 20),
                 extra={"model": model.name, "version": model.version},
             )
+        fits = model.fits(min(wanted, room))
+        if fits < min(wanted, room):
+            logger.warning(
+                "%d workers instead of %d: others have the devices of more",
+                *(fits, wanted),
+                extra={"model": model.name, "version": model.version},
+            )
         self._growing.pop(model, None)
-        try:
-            model.scale(min(wanted, room), model.settings.max_workers)
-        except errors.NotEnoughDevices as error:  # others have taken them meanwhile
-            logger.warning("%d worker and no more: %s", model.wanted_workers, error, extra=_of(model))
+        model.scale(fits, model.settings.max_workers)
         self.on_change()
 
     def _check_not_held(self, name: str) -> None:
@@ -557,10 +561,6 @@ def _warn_of_typos(name: str, unpacked: UnpackedModel) -> None:
     for key in unpacked.config:
         if key not in MODEL_CONFIG_KEYS and key.lower() in meant:
             logger.warning("model-config.yaml of %s: %s is not read; did you mean %s?", name, key, meant[key.lower()])
-
-
-def _of(model: ModelVersion) -> dict[str, str]:
-    return {"model": model.name, "version": model.version}
 
 
 def _change(model: ModelVersion, done: bool = True, version_was_given: bool = True) -> ModelChange:

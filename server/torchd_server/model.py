@@ -134,8 +134,8 @@ class ModelVersion:
         self._metrics = metrics
         self._on_change = on_change
         self._policy = modes.policy_for(settings, machinery.clock, machinery.sequence_headers, (name, version))
-        account = Account(machinery.devices, name, version, settings)
-        self._pool = WorkerPool(self._make_worker, account, machinery.unload_grace_seconds, self._changed)
+        self._account = Account(machinery.devices, name, version, settings)
+        self._pool = WorkerPool(self._make_worker, self._account, machinery.unload_grace_seconds, self._changed)
         self._draining = False
         self._unfinished: set[Request] = set()
         self._nothing_left = asyncio.Event()
@@ -216,6 +216,11 @@ class ModelVersion:
         if (most := self._pool.wanted) < wanted:  # no more groups fit on the GPUs
             settings = replace(settings, min_workers=min(min_workers, most), max_workers=most)
         self.settings = settings
+
+    def fits(self, wanted: int) -> int:
+        """As many workers of `wanted` as there are devices for, those it has among them."""
+        has = self._pool.wanted
+        return has + self._account.fits(max(0, wanted - has))
 
     def forget(self) -> None:
         """It never came to be: nothing of it is left in the metrics."""

@@ -136,11 +136,7 @@ class DeviceLedger:
                 f"model '{model}' asks for {count * wish.size} NeuronCores; this machine has none: "
                 f"{self.absences.get('neuron', 'nobody has looked for any')}"
             )
-        if not wish.size:
-            grants: list[tuple[Device, ...]] = [()] * count
-        else:
-            own = [lease for lease in self._leases if (lease.model, lease.version) == (model, version)]
-            grants = self._grants(wish, own, count)
+        grants = self._grants(wish, self._of(model, version), count)
         if len(grants) < count:
             if not (wish.is_group and wish.device_type == "gpu" and (grants or has)):
                 raise errors.NotEnoughDevices(self._refusal(model, wish, has + count, has + len(grants)))
@@ -153,6 +149,13 @@ class DeviceLedger:
         leases = [Lease(model, version, wish.device_type, grant, wish.processes, hiding) for grant in grants]
         self._leases |= dict.fromkeys(leases)
         return leases
+
+    def fits(self, model: str, version: str, settings: ModelSettings, count: int) -> int:
+        """Of so many further workers, how many there are devices for."""
+        return len(self._grants(self._wish(settings), self._of(model, version), count))
+
+    def _of(self, model: str, version: str) -> list[Lease]:
+        return [lease for lease in self._leases if (lease.model, lease.version) == (model, version)]
 
     def leave(self, lease: Lease) -> None:
         """Its slot was dismissed: whoever waits for the devices gets them when its process is gone."""
@@ -200,6 +203,8 @@ class DeviceLedger:
 
     def _grants(self, wish: _Wish, own: Sequence[Lease], count: int) -> list[tuple[Device, ...]]:
         """What can be lent, worker after worker: aligned blocks of what may be used, the least lent first."""
+        if not wish.size:
+            return [()] * count
         starts = range(0, len(wish.among) - wish.size + 1, wish.size)
         blocks = [wish.among[start : start + wish.size] for start in starts]
         blocks = [block for block in blocks if self._can_lend(block, own if wish.is_group else ())]
@@ -314,6 +319,10 @@ class Account:
     def borrow(self, count: int, has: int) -> list[Lease]:
         """The devices of `count` further workers; raises NotEnoughDevices."""
         return self._ledger.borrow(self._model, self._version, self._settings, count, has)
+
+    def fits(self, count: int) -> int:
+        """Of so many further workers, how many there are devices for."""
+        return self._ledger.fits(self._model, self._version, self._settings, count)
 
     def borrow_other(self, has: int) -> Lease:
         """The devices of a worker whose own were quarantined; raises NotEnoughDevices."""
