@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Sequence
@@ -62,9 +63,7 @@ def _handler(source: Path) -> Any:
     manifest = {"model": {"modelName": source.name, "handler": "handler.py", "modelFile": "model.py"}}
     gpu = 0 if config["deviceType"] == "gpu" else None
     sys.path[:0] = [SHIM, str(source)]
-    import handler as served
-
-    made = served.BytesHandler()
+    made = importlib.import_module("handler").BytesHandler()
     made.initialize(Context(source.name, str(source), manifest, 1, gpu, model_yaml_config=config))
     return made
 
