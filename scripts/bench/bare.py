@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from torchd_server.accelerators.cpu import usable_cores
+
 WARM_UP_CALLS = 3
 LEAST_CALLS = 5
 
@@ -31,6 +33,7 @@ def measure(source: Path, payload: bytes, batch_sizes: Sequence[int], seconds: f
     """
     import torch
 
+    torch.set_num_threads(usable_cores())  # what the daemon gives a worker that is alone
     handler = _handler(source)
     throughput = {}
     for batch_size in batch_sizes:
