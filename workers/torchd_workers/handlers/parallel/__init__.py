@@ -1,1 +1,0 @@
-"""Models larger than one device: a model split over the ranks of its worker."""
