@@ -45,13 +45,18 @@ class StageCache(DynamicCache):
 
 
 class GeneratedSoFar(Cache):
-    """What transformers' `generate` holds in place of a cache: how much the stages have seen, and who can reorder it."""
+    """What transformers' `generate` holds in place of a cache: how much the stages have seen, and how to reorder it."""
 
     def __init__(self, run: int, reorder: Callable[[torch.Tensor], None]) -> None:
         super().__init__(layers=[])
         self.run = run
         self.seen = 0
         self._reorder = reorder
+
+    @property
+    def is_compileable(self) -> bool:
+        """No: the work is done elsewhere."""
+        return False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """How many tokens the stages have seen."""
