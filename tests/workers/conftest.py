@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -39,18 +40,22 @@ PACKAGES = os.pathsep.join(str(ROOT / folder) for folder in ("workers", "protos"
 class WorkerUnderTest:
     """The daemon's side: sends frames, waits for frames."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, rank: int = 0, more: Mapping[str, object] | None = None, fds: Sequence[int] = ()
+    ) -> None:
+        """`more` are options beside the usual ones; `fds` what they name."""
         self.directory = directory
         ours, theirs = socket.socketpair()
         self.socket = ours
         self.socket.settimeout(60)
-        options = {"--fd": theirs.fileno(), "--incarnation": 7, "--rank": 0, "--parent": os.getpid()}
+        options = {"--fd": theirs.fileno(), "--incarnation": 7, "--rank": rank, "--parent": os.getpid()}
+        options |= more or {}
         arguments = [str(word) for pair in options.items() for word in pair]
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "torchd_workers", *arguments],
             cwd=directory,
             env={**os.environ, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1"},
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), *fds],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -84,10 +89,18 @@ class WorkerUnderTest:
 
     def load(self, handler: str = "handler.py", **fields: object) -> Message:
         """Says Load and gives what comes back."""
+        self.begin_load(handler, **fields)
+        return self.until_loaded()
+
+    def begin_load(self, handler: str = "handler.py", **fields: object) -> None:
+        """Says Load."""
         self.until(Hello)
         defaults = {"model": "m", "version": "1.0", "directory": str(self.directory), "max_response_bytes": 0}
         manifest = {"model": {"modelName": "m", "handler": handler}}
         self.send(Load(handler=handler, **{**defaults, "manifest_json": json.dumps(manifest), **fields}))
+
+    def until_loaded(self) -> Message:
+        """How the load ended."""
         first = self.until(Progress, LoadFailed)
         return first if isinstance(first, LoadFailed) else self.until(Loaded, LoadFailed)
 
@@ -131,6 +144,27 @@ class WorkerUnderTest:
         self.process.communicate()
 
 
+class GroupUnderTest:
+    """The ranks of one worker, started as the daemon starts them."""
+
+    def __init__(self, directory: Path, size: int) -> None:
+        pairs = [socket.socketpair() for _ in range(size - 1)]
+        fds = [ours.fileno() for ours, _ in pairs]
+        self.leader = WorkerUnderTest(directory, 0, {"--peers": ",".join(map(str, fds))}, fds)
+        self.followers = [
+            WorkerUnderTest(directory, rank, {"--leader": theirs.fileno()}, [theirs.fileno()])
+            for rank, (_, theirs) in enumerate(pairs, 1)
+        ]
+        for end in itertools.chain(*pairs):
+            end.close()
+        self.ranks = [self.leader, *self.followers]
+
+    def begin_load(self, parallel: str = "tp", **fields: object) -> None:
+        """Says Load to every rank."""
+        for rank in self.ranks:
+            rank.begin_load(ranks=len(self.ranks), parallel=parallel, **fields)
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[[Path | str], WorkerUnderTest]]:
     """Starts workers: for a folder of tests/models by name, or for any directory."""
@@ -153,5 +187,33 @@ def loaded(start: Callable[[Path | str], WorkerUnderTest]) -> Callable[..., Work
         worker = start(directory)
         assert worker.load(**fields) == Loaded()
         return worker
+
+    return load_one
+
+
+@pytest.fixture
+def start_group() -> Iterator[Callable[..., GroupUnderTest]]:
+    """Starts groups of ranks in any directory, without loading their model."""
+    groups: list[GroupUnderTest] = []
+
+    def start_one(directory: Path, size: int = 2) -> GroupUnderTest:
+        groups.append(GroupUnderTest(directory, size))
+        return groups[-1]
+
+    yield start_one
+    for rank in itertools.chain(*(group.ranks for group in groups)):
+        rank.close()
+
+
+@pytest.fixture
+def grouped(start_group: Callable[..., GroupUnderTest], tmp_path: Path) -> Callable[..., GroupUnderTest]:
+    """Starts a group whose handler is this source, and loads every rank."""
+
+    def load_one(source: str, size: int = 2, **fields: object) -> GroupUnderTest:
+        (tmp_path / "handler.py").write_text(source)
+        group = start_group(tmp_path, size)
+        group.begin_load(**fields)
+        assert [rank.until_loaded() for rank in group.ranks] == [Loaded()] * size
+        return group
 
     return load_one

@@ -1,11 +1,13 @@
 """`python -P -m torchd_workers --fd N --incarnation I --rank R --parent PID`: the process before it knows its model.
 
 The daemon starts it with the socket as descriptor N and the model's directory as the working directory. `-P` keeps
-that directory off sys.path until everything this runtime needs is imported.
+that directory off sys.path until everything this runtime needs is imported. `--cores 0,1` pins it to these CPU cores.
+Where several processes are one worker, `--peers 7,8` are rank 0's sockets to ranks 1 and 2, `--leader 9` theirs to it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import io
@@ -24,15 +26,40 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Prepares the process and lives a worker's life; gives the exit status."""
     options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+    _pin(_numbers(options.get("--cores", "")))
     _die_with(int(options["--parent"]))
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _tell_stacks()
-    fd = int(options["--fd"])
+    channel = Channel(_inherited(int(options["--fd"])))
+    group = [_inherited(fd) for fd in _numbers(options.get("--peers") or options.get("--leader", ""))]
+    return Worker(channel, int(options["--incarnation"]), int(options["--rank"]), group).run()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",") if word]
+
+
+def _inherited(fd: int) -> socket:
+    """What the daemon has left open here; what this process starts does not get it."""
     os.set_inheritable(fd, False)
-    channel = Channel(socket(fileno=fd))
-    return Worker(channel, int(options["--incarnation"]), int(options["--rank"])).run()
+    return socket(fileno=fd)
+
+
+def _pin(cores: list[int]) -> None:
+    """Keeps the process on these cores, before a library counts how many there are; none given: on any."""
+    if not cores:
+        return
+    had = os.sched_getaffinity(0)
+    with contextlib.suppress(OSError):  # none of them is there, which is seen below
+        os.sched_setaffinity(0, cores)
+    # The kernel takes those of a list that are allowed, and is silent about the rest.
+    missing = sorted(set(cores) - os.sched_getaffinity(0))
+    if missing:
+        names = ", ".join(map(str, missing))
+        allowed = ", ".join(map(str, sorted(had)))
+        sys.exit(f"torchd worker {os.getpid()} leaves: it may not run on the cores {names}; it had {allowed}")
 
 
 def _die_with(parent: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from torchd_protos.frames import Batch, Failure, Load, Message, Reply, Started
 from torchd_workers.answers import Answer, Answers
@@ -13,6 +14,9 @@ from torchd_workers.handler import Handler
 from torchd_workers.inputs import headers_of, row_of
 from torchd_workers.outputs import checked_list
 
+if TYPE_CHECKING:
+    from torchd_workers.group import LeaderGroup
+
 
 class BatchLoop:
     """The handler of one loaded model and the channel its answers leave by."""
@@ -20,10 +24,11 @@ class BatchLoop:
     # It runs a batch when it takes it, so it has never work left.
     is_busy = False
 
-    def __init__(self, channel: Channel, handler: Handler, load: Load) -> None:
+    def __init__(self, channel: Channel, handler: Handler, load: Load, group: LeaderGroup | None = None) -> None:
         self._channel = channel
         self._handler = handler
         self._load = load
+        self._group = group
         self._answers = Answers(load)
 
     def take(self, batch: Batch) -> None:
@@ -34,17 +39,24 @@ class BatchLoop:
         ids = {index: call.request_id for index, call in enumerate(calls)}
         self._handler.context.begin(ids, processors, running)
         self._channel.send(Started(batch.step))
+        if self._group is not None:
+            self._group.begin(batch, self._handler.context)
         started = perf_counter()
+        raised = True
         answers: Sequence[Answer]
         try:
             rows = [row_of(call, self._load.decode_input) for call in calls]
-            values = checked_list(self._handler(rows), len(running))
+            output = self._handler(rows)
+            raised = False
+            values = checked_list(output, len(running))
             answers = list(map(self._answers.of_value, running, values, processors))
         except BaseException as error:  # user code may raise anything; its clients get an answer all the same
             answers = self._answers.of_errors(running, error)
         self._channel.finish(running)
         time = self._answers.prediction_time(perf_counter() - started, ids)
         self._channel.send(*_with_end_of_step(answers), time)
+        if self._group is not None:
+            self._group.end(raised)
 
     def step(self) -> None:
         """Nothing is ever left to do."""

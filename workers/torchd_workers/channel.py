@@ -10,11 +10,12 @@ import logging
 import os
 from _thread import RLock
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from socket import socket
 from threading import Condition, Thread
 from time import monotonic
+from typing import NoReturn
 
 from torchd_protos.frames import (
     CHUNK_OVERHEAD,
@@ -126,6 +127,17 @@ class Channel:
         except Empty:
             return None
 
+    def receive_within(self, seconds: float) -> Message | None:
+        """The next message if it comes within so many seconds."""
+        try:
+            return self._incoming.get(timeout=max(0.0, seconds))
+        except Empty:
+            return None
+
+    def put(self, message: Message) -> None:
+        """Lets the main thread find a message of the leader of its group among the daemon's."""
+        self._incoming.put(message)
+
     def requests(self, batch: Batch) -> list[RunningRequest]:
         """What the reader knows of the batch's requests, in its order."""
         return [self._running[item.request] for item in batch.items]
@@ -215,7 +227,7 @@ class Channel:
             else:
                 self._running.pop(request.number, None)
 
-    def leave(self, reason: str) -> None:
+    def leave(self, reason: str) -> NoReturn:
         """Ends the process because the protocol cannot go on."""
         try:
             _write_fd(2, f"torchd worker {os.getpid()} leaves: {reason}\n".encode())
@@ -223,15 +235,8 @@ class Channel:
             _exit(PROTOCOL_FAILURE)
 
     def _write(self, buffers: list[Buffer]) -> None:
-        joined = bytearray()
-        for buffer in buffers:
-            if len(buffer) < _JOIN_BELOW:
-                joined += buffer
-                continue
-            self._sendall(joined)
+        for buffer in join_small(buffers):
             self._sendall(buffer)
-            joined = bytearray()
-        self._sendall(joined)
 
     def _read(self) -> None:
         frames = FrameReader(DAEMON_LIMITS)
@@ -285,3 +290,16 @@ class Channel:
         self._sending = RLock()
         self._outgoing.clear()
         self._connection.close()
+
+
+def join_small(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
+    """The same bytes in few pieces, of which no large one was copied."""
+    joined = bytearray()
+    for buffer in buffers:
+        if len(buffer) < _JOIN_BELOW:
+            joined += buffer
+            continue
+        yield joined
+        yield buffer
+        joined = bytearray()
+    yield joined

@@ -8,13 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchd_workers.channel import RunningRequest
 from torchd_workers.metrics import Metrics
 
+if TYPE_CHECKING:  # a worker that is alone does not import it
+    from torchd_workers.group import Group
+
 # The version that handlers written for TorchServe ask for.
 TORCHSERVE_VERSION = "0.12.0"
+
+_PROGRESS_CHARACTERS = 1024
 
 
 class RequestProcessor:
@@ -100,6 +105,12 @@ class Context:
         self.running: Sequence[RunningRequest] = ()
         # Whether rows come out of a service envelope: there may be more or fewer of them than requests.
         self.enveloped = False
+        # The processes that are one worker together; None where it is alone.
+        self.group: Group | None = None
+        # Of each request whether it is cancelled and its seconds left, as the leader of the group last said it.
+        self._announced: Sequence[tuple[bool, float]] | None = None
+        # Sends how far loading is; None where nobody loads.
+        self.send_progress: Callable[[int, str], None] | None = None
 
     def begin(
         self, request_ids: dict[int, str], processors: Sequence[RequestProcessor], running: Sequence[RunningRequest]
@@ -108,6 +119,7 @@ class Context:
         self.request_ids = request_ids
         self.request_processor = processors
         self.running = running
+        self._announced = None
         if self.metrics is not None:
             self.metrics.set_request_ids(request_ids)
 
@@ -118,12 +130,31 @@ class Context:
         own.begin(request_ids, [processor], [running])
         return own
 
+    def agree(self) -> None:
+        """In a group: brings what the leader knows of its requests to every rank; each calls this at the same point.
+
+        From then on `is_cancelled` and `time_remaining` answer the same on every rank, until the next time. Where the
+        worker is alone this does nothing, and they answer what is true at the moment.
+        """
+        if self.group is not None:
+            now = [(request.cancelled, request.time_remaining()) for request in self.running]
+            self._announced = self.group.share(now)
+
+    def report_progress(self, percent: float, text: str = "") -> None:
+        """Tells the daemon how far loading is, for its log and who describes the model; once loaded, does nothing."""
+        if self.send_progress is not None:
+            self.send_progress(max(0, min(100, int(percent))), text[:_PROGRESS_CHARACTERS])
+
     def is_cancelled(self, idx: int = 0) -> bool:
-        """Whether nobody waits for the answer to this request any more."""
+        """Whether nobody waits for the answer to this request any more; in a group as of the last `agree`."""
+        if self._announced is not None:
+            return idx < len(self._announced) and self._announced[idx][0]
         return idx < len(self.running) and self.running[idx].cancelled
 
     def time_remaining(self, idx: int = 0) -> float:
-        """Seconds until this request's deadline, never negative; infinite outside a batch."""
+        """Seconds until this request's deadline, never negative; infinite outside a batch; in a group as of `agree`."""
+        if self._announced is not None:
+            return self._announced[idx][1] if idx < len(self._announced) else math.inf
         return self.running[idx].time_remaining() if idx < len(self.running) else math.inf
 
     def get_request_id(self, idx: int = 0) -> str | None:

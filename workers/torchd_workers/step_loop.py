@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torchd_protos.frames import Batch, Call, Load, Reply, Started
-from torchd_workers.answers import Answers, raise_if_over
+from torchd_protos.frames import Batch, Call, Cancel, Load, Reply, Started, Step
+from torchd_workers.answers import Answer, Answers, raise_if_over
 from torchd_workers.channel import Channel, RunningRequest
 from torchd_workers.context import RequestProcessor
 from torchd_workers.failures import Cancelled
 from torchd_workers.handler import Handler
 from torchd_workers.inputs import headers_of, row_of
 from torchd_workers.outputs import checked_list
+
+if TYPE_CHECKING:
+    from torchd_workers.group import LeaderGroup
 
 # TorchServe's header by which a client sees whether more follows.
 STREAM_NEXT = "ts_stream_next"
@@ -38,14 +41,17 @@ class _Live:
 class StepLoop:
     """The handler of one loaded model and the requests it is in the middle of."""
 
-    def __init__(self, channel: Channel, handler: Handler, load: Load) -> None:
+    def __init__(self, channel: Channel, handler: Handler, load: Load, group: LeaderGroup | None = None) -> None:
         self._channel = channel
         self._handler = handler
         self._context = handler.context
         self._load = load
+        self._group = group
         self._answers = Answers(load)
         self._live: list[_Live] = []
         self._joined: list[int] = []
+        # Requests that have ended since the ranks of a group were last told so.
+        self._ended: list[Cancel] = []
 
     @property
     def is_busy(self) -> bool:
@@ -57,6 +63,8 @@ class StepLoop:
         requests = self._channel.requests(batch)
         self._live += [_Live(request, item.call) for request, item in zip(requests, batch.items, strict=True)]
         self._joined.append(batch.step)
+        if self._group is not None:
+            self._group.pass_on(batch)
 
     def step(self) -> None:
         """One call of the handler with everybody who still waits."""
@@ -70,16 +78,22 @@ class StepLoop:
         processors = [RequestProcessor(headers_of(one.call)) for one in live]
         ids = {index: one.call.request_id for index, one in enumerate(live)}
         self._context.begin(ids, processors, requests)
+        if self._group is not None:
+            self._group.begin(Step(tuple(self._ended)), self._context)
+            self._ended.clear()
         started = perf_counter()
+        raised = True
         try:
             rows = [row_of(one.call, self._load.decode_input) for one in live]
             for one in live:
                 one.call = replace(one.call, parts=())
-            values = checked_list(self._handler(rows), len(live))
+            output = self._handler(rows)
+            raised = False
+            values = checked_list(output, len(live))
         except BaseException as error:  # user code may raise anything; its clients get an answer all the same
             self._live = []
             for request, answer in zip(requests, self._answers.of_errors(requests, error), strict=True):
-                self._channel.end(request, answer)
+                self._end(request, answer)
         else:
             self._live = [
                 one
@@ -87,12 +101,14 @@ class StepLoop:
                 if self._goes_on(index, one.request, values[index], processors[index])
             ]
         self._channel.send(self._answers.prediction_time(perf_counter() - started, ids))
+        if self._group is not None:
+            self._group.end(raised)
 
     def _drop_over(self) -> None:
         for one in self._live:
             if one.request.over:
                 error = one.request.failure or Cancelled("the client is gone")
-                self._channel.end(one.request, self._answers.of_error(one.request, error))
+                self._end(one.request, self._answers.of_error(one.request, error))
         self._live = [one for one in self._live if not one.request.over]
 
     def _goes_on(self, index: int, request: RunningRequest, value: Any, processor: RequestProcessor) -> bool:
@@ -106,8 +122,13 @@ class StepLoop:
         if isinstance(answer, Reply) and answer.more:
             self._channel.offer_chunk(request, answer)
             return True
-        self._channel.end(request, answer)
+        self._end(request, answer)
         return False
+
+    def _end(self, request: RunningRequest, answer: Answer) -> None:
+        self._channel.end(request, answer)
+        if self._group is not None:
+            self._ended.append(Cancel(request.number))
 
     def _has_more(self, index: int, value: Any) -> bool:
         criteria: Sequence[Any] | None = self._context.stopping_criteria

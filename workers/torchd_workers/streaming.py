@@ -39,17 +39,26 @@ def send_intermediate_predict_response(
 ) -> None:
     """Sends `ret[idx]` to each request of `req_id_map` as the next chunk of its answer; waits for slow readers.
 
+    In a group of ranks the leader sends and the others do nothing, as in TorchServe.
     Raises Cancelled, which is no Exception, once nobody waits for any answer of the batch; it should pass through.
     """
     if context is None or context.send_chunk is None:
         raise RuntimeError("send_intermediate_predict_response needs the context the handler was called with")
-    _check_requests(req_id_map, context)
-    for index in req_id_map:
-        if code != 200 and context.get_response_status(index)[0] == 200:
-            context.set_response_status(code, message, index)
-        context.send_chunk(context, index, ret[index])
-    if all(request.over for request in context.running):
+    if context.group is None or context.group.is_leader:
+        _check_requests(req_id_map, context)
+        for index in req_id_map:
+            if code != 200 and context.get_response_status(index)[0] == 200:
+                context.set_response_status(code, message, index)
+            context.send_chunk(context, index, ret[index])
+    if _nobody_waits(context):
         raise Cancelled("nobody waits for the rest of the stream")
+
+
+def _nobody_waits(context: Context) -> bool:
+    """In a group only what every rank knows counts: one that stopped alone would leave the others in a collective."""
+    if context.group is None:
+        return all(request.over for request in context.running)
+    return bool(context.running) and all(map(context.is_cancelled, range(len(context.running))))
 
 
 def _check_requests(req_id_map: Mapping[int, str], context: Context) -> None:

@@ -27,6 +27,10 @@ class Text:
     why: str = ""
 
 
+class LeaderFailed(RuntimeError):
+    """The leader's part of a step failed; on the leader the cause says how."""
+
+
 class NextTokens(Protocol):
     """What the model says of the next token of each text: a row of logits each, on the leader at least."""
 
@@ -111,22 +115,23 @@ def write(
     text's next token.
     """
     with torch.inference_mode():
-        choosers = [Chooser(text.sampling, ranks.device) for text in texts]
+        leader = _Leader(texts, ranks, set(ends), pad, is_over, on_token) if ranks.is_leader else None
         logits = model.first(*padded([text.prompt for text in texts], pad, ranks.device))
         while True:
-            said = torch.full((2, len(texts)), pad, dtype=torch.int64, device=ranks.device)
-            if ranks.is_leader:
-                said.copy_(torch.tensor(_choose(texts, logits, choosers, set(ends), pad, is_over)))
+            said = torch.zeros((2, len(texts)), dtype=torch.int64, device=ranks.device)
+            if leader is not None:
+                said.copy_(torch.tensor(leader.choose(logits)))
             tokens, states = ranks.from_leader(said).tolist()
+            if _FAILED in states:
+                raise LeaderFailed("the leader could not choose the next tokens") from leader and leader.failure
             for row, (text, token, state) in enumerate(zip(texts, tokens, states, strict=True)):
                 if text.why:
                     continue
                 text.why = _STATES[state]
-                if state == _STATES.index("stop") or state == _STATES.index("cancelled"):
-                    continue
-                text.tokens.append(token)
-                if ranks.is_leader:
-                    on_token(row, token)
+                if text.why in ("", "length"):
+                    text.tokens.append(token)
+                    if leader is not None:
+                        leader.tell(row, token)
             if all(text.why for text in texts):
                 return
             logits = model.next(said[0])
@@ -142,26 +147,54 @@ def padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> 
 
 # What the leader says of a text: the first is "it goes on".
 _STATES = ("", "stop", "length", "cancelled")
+_FAILED = len(_STATES)
 
 
-def _choose(
-    texts: Sequence[Text],
-    logits: torch.Tensor,
-    choosers: Sequence[Chooser],
-    ends: set[int],
-    pad: int,
-    is_over: Callable[[int], bool],
-) -> tuple[list[int], list[int]]:
-    """Each text's next token and how it goes on."""
-    tokens, states = [], []
-    for row, text in enumerate(texts):
-        token, why = pad, text.why
-        if not why and is_over(row):
-            why = "cancelled"
-        if not why:
-            token = choosers[row].next(logits[row])
-            ended = len(text.tokens) + 1 >= text.sampling.max_new_tokens
-            why = "stop" if token in ends else "length" if ended else ""
-        tokens.append(token)
-        states.append(_STATES.index(why))
-    return tokens, states
+class _Leader:
+    """Chooses for all. What goes wrong here is said to the others before it is raised: they wait for the next word."""
+
+    def __init__(
+        self,
+        texts: Sequence[Text],
+        ranks: Ranks,
+        ends: set[int],
+        pad: int,
+        is_over: Callable[[int], bool],
+        on_token: Callable[[int, int], object],
+    ) -> None:
+        self.failure: Exception | None = None
+        self._texts = texts
+        self._ends = ends
+        self._pad = pad
+        self._is_over = is_over
+        self._on_token = on_token
+        self._choosers = [Chooser(text.sampling, ranks.device) for text in texts]
+
+    def choose(self, logits: torch.Tensor) -> tuple[list[int], list[int]]:
+        """Each text's next token and how it goes on."""
+        try:
+            if self.failure is None:
+                tokens, states = zip(*(self._next(row, logits) for row in range(len(self._texts))), strict=True)
+                return list(tokens), list(states)
+        except Exception as error:
+            self.failure = error
+        return [self._pad] * len(self._texts), [_FAILED] * len(self._texts)
+
+    def tell(self, row: int, token: int) -> None:
+        """Passes a token on to who waits for it."""
+        try:
+            self._on_token(row, token)
+        except Exception as error:
+            self.failure = error
+
+    def _next(self, row: int, logits: torch.Tensor) -> tuple[int, int]:
+        text = self._texts[row]
+        if text.why:
+            return self._pad, _STATES.index(text.why)
+        if self._is_over(row):
+            return self._pad, _STATES.index("cancelled")
+        token = self._choosers[row].next(logits[row])
+        if token in self._ends:
+            return self._pad, _STATES.index("stop")
+        is_last = len(text.tokens) + 1 >= text.sampling.max_new_tokens
+        return token, _STATES.index("length" if is_last else "")

@@ -29,11 +29,11 @@ class Sampling:
         if "temperature" not in found and {"top_k", "top_p", "seed"} & found.keys() and not temperature:
             temperature = 1.0  # who narrows the choice wants one
         return Sampling(
-            max_new_tokens=_number(found, "max_new_tokens", self.max_new_tokens, int, 1, 1 << 20),
-            temperature=_number(found, "temperature", temperature, float, 0, 100),
-            top_k=_number(found, "top_k", self.top_k, int, 0, 1 << 20),
-            top_p=_number(found, "top_p", self.top_p, float, 0, 1),
-            seed=_number(found, "seed", self.seed or 0, int, 0, 1 << 62) if "seed" in found else self.seed,
+            max_new_tokens=_whole(found, "max_new_tokens", self.max_new_tokens, 1, 1 << 20),
+            temperature=_real(found, "temperature", temperature, 0, 100),
+            top_k=_whole(found, "top_k", self.top_k, 0, 1 << 20),
+            top_p=_real(found, "top_p", self.top_p, 0, 1),
+            seed=_whole(found, "seed", 0, 0, 1 << 62) if "seed" in found else self.seed,
         )
 
 
@@ -63,12 +63,15 @@ class Chooser:
         return int(tokens[torch.multinomial(chances, 1, generator=self._random)])
 
 
-def _number[Number: (int, float)](
-    asked: Mapping[str, Any], name: str, default: Number, kind: type[Number], low: Number, high: Number
-) -> Number:
+def _real(asked: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
     value = asked.get(name, default)
-    sound = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    if not sound or not low <= value <= high:
-        what = "a whole number" if kind is int else "a number"
-        raise BadInput(f"{name} must be {what} from {low} to {high}, not {value!r:.50}")
-    return kind(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise BadInput(f"{name} must be a number from {low} to {high}, not {value!r:.50}")
+    return float(value)
+
+
+def _whole(asked: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
+    value = asked.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BadInput(f"{name} must be a whole number from {low} to {high}, not {value!r:.50}")
+    return value
