@@ -146,7 +146,7 @@ async def test_a_process_that_cannot_be_started_is_a_load_failure() -> None:
     """W29."""
 
     class NoRoom(FakePlacement):
-        async def launch(self, spec: object, output: object) -> FakeWorker:
+        async def launch(self, spec: object, output: object) -> list[FakeWorker]:
             raise BlockingIOError(11, "Resource temporarily unavailable")
 
     bench = Bench()
@@ -463,10 +463,10 @@ async def test_a_worker_stopped_while_it_starts_leaves_no_process() -> None:
     gate = asyncio.Event()
 
     class Slow(FakePlacement):
-        async def launch(self, spec: WorkerSpec, output: object) -> FakeWorker:
-            process = await super().launch(spec, output)  # type: ignore[arg-type]
+        async def launch(self, spec: WorkerSpec, output: object) -> list[FakeWorker]:
+            processes = await super().launch(spec, output)  # type: ignore[arg-type]
             await gate.wait()
-            return process
+            return processes
 
     bench = Bench()
     bench.placement = Slow(echoes)
