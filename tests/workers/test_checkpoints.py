@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness.ranks import outputs, run_ranks
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -232,6 +233,21 @@ def test_a_rank_gets_its_slice_of_a_weight(is_cut_already: bool, tmp_path: Path)
     assert torch.equal(there.down_proj.weight, whole.down_proj.weight[:, 32:])
     assert there.down_proj.weight.is_contiguous()
     assert torch.equal(there.gate_proj.weight, whole.gate_proj.weight)
+
+
+def test_distributed_weights_get_what_their_placements_say(tmp_path: Path) -> None:
+    """Two ranks with gloo: each reads its half of the feed-forward weights, and together they answer as one."""
+    model = made("llama")
+    program = Path(__file__).parent / "programs" / "fill_distributed.py"
+    ranks = [json.loads(text) for text in outputs(run_ranks(program, str(saved(model, tmp_path))))]
+    with torch.inference_mode():
+        expected = model(torch.tensor([[5, 6, 7, 8]])).logits.flatten()
+    whole = sum(weight.nbytes for weight in model.parameters())
+    halves = sum(weight.nbytes for name, weight in model.named_parameters() if ".mlp." in name)
+    for rank in ranks:
+        assert rank["shapes"] == [[32, 32], [32, 32]]
+        assert rank["bytes"] == whole - halves / 2
+        torch.testing.assert_close(torch.tensor(rank["logits"]), expected)
 
 
 @pytest.mark.parametrize(("shape", "ranks"), [((8, 3), 2), ((7, 3), 3), ((2, 3), 4)])
