@@ -32,7 +32,7 @@ class StageCache(DynamicCache):
         """Where the first query stands."""
         return int(super().get_query_offset(self._answering(layer_idx)))
 
-    def take_rows(self, rows: torch.Tensor) -> None:
+    def take_rows(self, rows: Any) -> None:
         """Keeps these rows of the batch, in this order (beam search)."""
         for index in self._own:
             self.layers[index].reorder_cache(rows)
