@@ -360,9 +360,9 @@ class Worker:
         elif failure.kind != "Cancelled":
             logger.warning("no answer: %s", failure.message, extra=self.identity)
         error = error_of(failure)
-        if isinstance(error, errors.DeviceLost):
-            self._cause = self._cause or error  # it leaves by itself
         request.finish(error)
+        if isinstance(error, errors.DeviceLost):  # it leaves by itself; its fellow ranks would wait for it
+            self.kill(error)
         self._left(request, failure.end_of_step)
 
     def _mark_started(self, request: Request) -> None:
