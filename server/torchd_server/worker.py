@@ -359,7 +359,10 @@ class Worker:
             logger.error("handler failed: %s\n%s", failure.message, failure.traceback, extra=self.identity)
         elif failure.kind != "Cancelled":
             logger.warning("no answer: %s", failure.message, extra=self.identity)
-        request.finish(error_of(failure))
+        error = error_of(failure)
+        if isinstance(error, errors.DeviceLost):
+            self._group.leader_leaves(error)
+        request.finish(error)
         self._left(request, failure.end_of_step)
 
     def _mark_started(self, request: Request) -> None:

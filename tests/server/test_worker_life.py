@@ -304,6 +304,22 @@ async def test_a_process_that_closes_its_socket_is_of_no_use_and_is_killed() -> 
 
 
 @in_loop
+async def test_a_worker_whose_device_is_lost_gets_no_other_batch_and_dies_of_that() -> None:
+    """G02: it answers without an end of the batch, and leaves."""
+    bench = Bench()
+    worker, process, _ = await running_batch(bench, 2)
+    waiting = bench.put()
+    process.say(Failure(1, "DeviceLost", "assert"), Failure(2, "DeviceLost", "assert"))
+    await until(lambda: bench.requests[1].error is not None)
+    await turns()
+    assert waiting.state is State.QUEUED
+    process.exit(71)
+    assert isinstance(await bench.end(worker), errors.DeviceLost)
+    assert [type(request.error) for request in bench.requests[:2]] == [errors.DeviceLost] * 2
+    assert worker.has_answered, "the next one starts at once"
+
+
+@in_loop
 async def test_a_process_whose_child_holds_the_socket_is_still_dead() -> None:
     """W16: the exit counts, not the end of the stream alone."""
     bench = Bench()
