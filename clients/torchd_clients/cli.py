@@ -283,6 +283,7 @@ def _way_out(error: TorchdError) -> str:
         errors.ModelNotFound: "`torchd models` shows what is registered.",
         errors.VersionNotFound: "`torchd describe MODEL --version all` shows its versions.",
         errors.Overloaded: "`torchd scale MODEL N` adds workers.",
+        errors.NotEnoughDevices: "`torchd devices` shows who holds which.",
         errors.NoWorker: "`torchd scale MODEL 1` starts one.",
         errors.ModelFailed: "`torchd describe MODEL` shows the traceback.",
         errors.LoadFailed: "The daemon's log has the traceback; `torchd run ARCHIVE -T FILE` shows it here.",

@@ -302,6 +302,18 @@ async def test_a_device_whose_process_cannot_be_ended_is_lent_to_nobody() -> Non
     assert other in books.leases()
 
 
+def test_the_only_gpu_in_quarantine_refuses_everybody() -> None:
+    books = ledger(cuda=1)
+    [stuck] = lend(books, 1)
+    books.quarantine(stuck)
+    with pytest.raises(errors.NotEnoughDevices) as refused:
+        lend(books, 1, "other")
+    assert str(refused.value) == (
+        "model 'other' asks for 1 GPU (1 worker with 1 each); this machine has 1 and 0 are free, 1 held by a process "
+        "that could not be ended; it may take a restart of the machine"
+    )
+
+
 @in_loop
 async def test_a_gpu_that_is_shared_waits_for_nobody() -> None:
     books = ledger(cuda=1)

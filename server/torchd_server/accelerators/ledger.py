@@ -136,6 +136,12 @@ class DeviceLedger:
                 f"model '{model}' asks for {count * wish.size} NeuronCores; this machine has none: "
                 f"{self.absences.get('neuron', 'nobody has looked for any')}"
             )
+        if wish.size and settings.device_ids and not wish.is_named:
+            logger.warning(
+                "deviceIds %s are ignored: there are %d",
+                *(list(settings.device_ids), len(wish.among)),
+                extra={"model": model, "version": version},
+            )
         grants = self._grants(wish, self._of(model, version), count)
         if len(grants) < count:
             if not (wish.is_group and wish.device_type == "gpu" and (grants or has)):
@@ -192,14 +198,11 @@ class DeviceLedger:
         cores = max(1, settings.cores_per_worker) if device_type == "neuron" else settings.cores_per_worker
         size = settings.devices_per_worker * (1 if device_type == "gpu" else cores)
         devices = self.of_type(device_type)
-        among = devices
-        named = bool(size and settings.device_ids)
-        if named and not all(0 <= number < len(devices) for number in settings.device_ids):
-            logger.warning("deviceIds %s are ignored: there are %d", list(settings.device_ids), len(devices))
-            named = False
-        elif named:
-            among = tuple(devices[number] for number in dict.fromkeys(settings.device_ids))
-        return _Wish(device_type, size, among, named, settings.ranks, bool(settings.parallel_type))
+        # One number that is none, and the whole list counts for nothing, as in TorchServe.
+        is_named = bool(settings.device_ids) and all(0 <= number < len(devices) for number in settings.device_ids)
+        if is_named:
+            devices = tuple(devices[number] for number in dict.fromkeys(settings.device_ids))
+        return _Wish(device_type, size, devices, is_named, settings.ranks, bool(settings.parallel_type))
 
     def _grants(self, wish: _Wish, own: Sequence[Lease], count: int) -> list[tuple[Device, ...]]:
         """What can be lent, worker after worker: aligned blocks of what may be used, the least lent first."""
@@ -252,8 +255,9 @@ class DeviceLedger:
         """One sentence with the numbers: what is asked for, what there is, who has it, what would do."""
         kind = ACCELERATORS[wish.among[0].accelerator] if wish.among else _kind_of(wish.device_type)
         in_use = [lease for lease in self._leases if not set(lease.devices).isdisjoint(wish.among)]
-        held = {device for lease in in_use for device in lease.devices} & set(wish.among)
-        free = len(wish.among) - (len(held) if kind.exclusive else 0)
+        quarantined = {device for device in wish.among if self.is_quarantined(device)}
+        held = {device for lease in in_use for device in lease.devices} if kind.exclusive else quarantined
+        free = len(set(wish.among) - held)
         asked = wanted * wish.size
         have = f"deviceIds names {len(wish.among)}" if wish.is_named else f"this machine has {len(wish.among)}"
         said = (
@@ -262,12 +266,14 @@ class DeviceLedger:
         )
         if kind.exclusive and (holders := _holders(in_use, wish.among)):
             said += f" ({holders})"
-        if quarantined := sum(self.is_quarantined(device) for device in wish.among):
-            said += f", {quarantined} held by a process that could not be ended"
+        if quarantined:
+            said += f", {len(quarantined)} held by a process that could not be ended"
         if most:
             return f"{said}; scale to at most {most} {'worker' if most == 1 else 'workers'}"
         if wish.size > len(wish.among):
             return f"{said}; lower {'parallelLevel' if wish.is_group else 'coresPerWorker'}"
+        if free + len(quarantined) == len(wish.among):
+            return f"{said}; it may take a restart of the machine"
         return f"{said}; scale another model down first"
 
 
