@@ -13,6 +13,7 @@ import heapq
 import itertools
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from torchd_protos.frames import (
@@ -38,7 +39,7 @@ from torchd_server.accelerators.cpu import ThreadBudget
 from torchd_server.accelerators.ledger import DeviceLedger
 from torchd_server.clock import Clock
 from torchd_server.model import Machinery
-from torchd_server.placement.base import Exit, Placement, WorkerSpec
+from torchd_server.placement.base import Exit, Output, Placement, WorkerSpec
 from torchd_server.settings import ModelSettings
 from torchd_server.worker import WorkerPlan
 
@@ -134,15 +135,15 @@ class ManualClock:
         self._now = max(self._now, end)
 
 
-Output = Callable[[str, str], None]
 Behaviour = Callable[["FakeWorker"], Awaitable[None]]
 
 
 class FakeWorker(asyncio.Protocol):
     """A worker process and the program in it: the daemon holds it as a process, the test makes it speak."""
 
-    def __init__(self, spec: WorkerSpec, output: Output, ours: socket.socket) -> None:
+    def __init__(self, spec: WorkerSpec, rank: int, output: Callable[[str, str], None], ours: socket.socket) -> None:
         self.spec = spec
+        self.rank = rank
         self.output = output
         self.pid = next(_pids)
         self.socket = ours
@@ -205,7 +206,7 @@ class FakeWorker(asyncio.Protocol):
 
     def hello(self) -> None:
         """Says who it is."""
-        self.say(Hello(PROTOCOL_VERSION, self.spec.incarnation, 0, self.pid))
+        self.say(Hello(PROTOCOL_VERSION, self.spec.incarnation, self.rank, self.pid))
 
     async def hears(self, kind: type[M]) -> M:
         """The next message of this kind; those before it are passed over, `heard` keeps them all."""
@@ -289,19 +290,22 @@ def body_of(item: Item) -> bytes:
 
 
 class FakePlacement:
-    """Starts fake workers; the behaviours are used up one by one, the last one stays."""
+    """Starts fake workers; the behaviours are used up one by one, rank by rank, the last one stays."""
 
     def __init__(self, *behaviours: Behaviour) -> None:
         self.launched: list[FakeWorker] = []
         self._behaviours = list(behaviours) or [echoes]
 
-    async def launch(self, spec: WorkerSpec, output: Output) -> FakeWorker:
-        """Starts one."""
+    async def launch(self, spec: WorkerSpec, output: Output) -> list[FakeWorker]:
+        """Starts one, or as many as it has ranks."""
+        return [await self._begin(spec, rank, partial(output, rank)) for rank in range(len(spec.ranks))]
+
+    async def _begin(self, spec: WorkerSpec, rank: int, output: Callable[[str, str], None]) -> FakeWorker:
         behaviour = self._behaviours.pop(0) if len(self._behaviours) > 1 else self._behaviours[0]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
         theirs.setblocking(False)
-        worker = FakeWorker(spec, output, ours)
+        worker = FakeWorker(spec, rank, output, ours)
         self.launched.append(worker)
         await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=theirs)
         worker.run(behaviour)

@@ -39,8 +39,8 @@ from torchd_server.management import Management, RegisterModel, Rules
 from torchd_server.metrics import Metrics
 from torchd_server.model import Machinery
 from torchd_server.open_inference import OpenInference
+from torchd_server.placement import ThisMachine
 from torchd_server.placement.base import WorkerSpec
-from torchd_server.placement.local import LocalPlacement
 from torchd_server.plugins import Served
 from torchd_server.registry import ModelRegistry
 from torchd_server.run_directory import RunDirectory
@@ -107,7 +107,7 @@ class Core:
         gpus = visible_gpus(settings.environment)[: settings.gpus]
         cores = usable_cores()
         machinery = Machinery(
-            placement=LocalPlacement(
+            placement=ThisMachine(
                 settings.environment, settings.posture.worker_environment, settings.hidden_environment
             ),
             threads=ThreadBudget(cores, settings.worker_threads),

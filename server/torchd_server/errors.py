@@ -23,7 +23,7 @@ TorchdError
 |- Cancelled
 |- HandlerFailed: HandlerExit, ResponseTooLarge, PredictionFailed
 |  |- BadOutput: NoList, WrongCount, Unsendable
-|- WorkerLost: WorkerDied, WorkerTimeout, WorkerProtocolBroken
+|- WorkerLost: WorkerDied, DeviceLost, WorkerTimeout, WorkerProtocolBroken
 |- NotSupported
 """
 
@@ -434,6 +434,14 @@ class WorkerLost(TorchdError):
 
 class WorkerDied(WorkerLost):
     """The worker process ended."""
+
+
+class DeviceLost(WorkerLost):
+    """The worker's device failed under the request, and the process that used it ends. `traceback` is for logs."""
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        self.traceback = traceback
+        super().__init__(message)
 
 
 class WorkerTimeout(WorkerLost):

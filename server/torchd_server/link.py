@@ -96,6 +96,8 @@ def error_of(failure: Failure) -> errors.TorchdError:
     """The error a worker's Failure stands for."""
     if failure.kind == "OutOfMemory":
         return errors.OutOfMemory(failure.message, failure.traceback)
+    if failure.kind == "DeviceLost":
+        return errors.DeviceLost(failure.message, failure.traceback)
     if failure.kind == "Cancelled":
         return errors.Cancelled(failure.message)
     return _FAILURES.get(failure.kind, errors.HandlerFailed)(failure.message, failure.traceback, failure.status or None)

@@ -27,7 +27,7 @@ QUEUE_RECORDS = 10_000
 WRITE_RECORDS = 1000
 # How long the end of the process waits for a log that cannot be written.
 LAST_LINES_SECONDS = 2.0
-_FIELDS = ("model", "version", "worker", "request")
+_FIELDS = ("model", "version", "worker", "rank", "request")
 _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[31;1m"}
 # Whatever a terminal obeys or some reader takes for the end of a line.
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
@@ -246,9 +246,9 @@ def said_by(record: logging.LogRecord) -> str:
 
 
 def where(record: logging.LogRecord) -> str:
-    """The model, its version, worker and request that a record is about, as the beginning of a line."""
-    model, version, worker, request = (getattr(record, field, None) for field in _FIELDS)
+    """The model, its version, worker, rank and request that a record is about, as the beginning of a line."""
+    model, version, *others = (getattr(record, field, None) for field in _FIELDS)
     if model is None:
         return ""
-    of_request = f" request {request}" if request else ""
-    return f"{model}/{version}{f' worker {worker}' if worker else ''}{of_request}: "
+    named = [f" {field} {value}" for field, value in zip(_FIELDS[2:], others, strict=True) if value]
+    return f"{model}/{version}{''.join(named)}: "

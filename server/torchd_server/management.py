@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from torchd_protos.frames import Call, Header
-from torchd_server import errors
+from torchd_server import errors, parallelism
 from torchd_server.metrics import Metrics
 from torchd_server.model import Machinery, ModelState, ModelVersion, VersionStatus
 from torchd_server.registry import ModelRegistry
 from torchd_server.settings import (
     MODEL_CONFIG_KEYS,
+    TORCHRUN_KEYS,
     Limits,
     ModelSettings,
     RegisteredModel,
@@ -243,8 +244,8 @@ class Management:
         self._registry.check_free(name, version)  # before anything of the new one exists
         self._check_not_held(name)
         _warn_of_typos(name, unpacked)
-        if settings.parallel_type:
-            logger.warning("model-config.yaml of %s: parallelType has no effect yet, one process runs the model", name)
+        for warning in parallelism.check(settings, unpacked.config):
+            logger.warning("model-config.yaml of %s: %s", name, warning)
         if not settings.handler and not unpacked.handler:
             raise errors.ArchiveInvalid(f"archive '{call.url}' names no handler; give one with the register call")
         self._check_room(name)
@@ -520,8 +521,12 @@ def _not_loaded(model: ModelVersion, failure: errors.TorchdError) -> errors.Load
 
 def _blamed(error: SettingInvalid, call: RegisterModel, unpacked: UnpackedModel) -> errors.TorchdError:
     """Whose fault a bad value is: the call's, or that of the archive's model-config.yaml."""
-    for key, name in MODEL_CONFIG_KEYS.items():
-        if name == error.key and key in unpacked.config and getattr(call, name, None) is None:
+    torchrun = unpacked.config.get("torchrun")
+    inner = torchrun if isinstance(torchrun, Mapping) else {}
+    given = {f"torchrun.{key}": name for key, name in TORCHRUN_KEYS.items() if inner.get(key) is not None}
+    given |= {key: name for key, name in MODEL_CONFIG_KEYS.items() if key in unpacked.config}
+    for key, name in given.items():
+        if name == error.key and getattr(call, name, None) is None:
             return errors.ArchiveInvalid(
                 f"model-config.yaml of '{call.url}': {key}: {error.value!r} will not do; expected {error.expected}"
             )

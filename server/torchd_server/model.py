@@ -248,7 +248,7 @@ class ModelVersion:
             worker.state.value,
             worker.started_at,
             worker.pid,
-            _resident_bytes(worker.pid),
+            sum(_resident_bytes(rank.pid) for rank in worker.ranks),
             worker.plan.load.gpu_id,
             worker.threads,
             worker.running,

@@ -1,10 +1,10 @@
-"""One worker process, from its start to its end, and the requests it runs.
+"""One worker, from its start to its end, and the requests it runs.
 
     STARTING --hello--> LOADING --loaded--> READY --stop--> DRAINING
         \\___________________\\__________________\\________________\\--> DEAD
 
-Whatever ends it (its exit, the end of its socket, bytes that are not the protocol, a time limit) leads to `_die`, which
-answers every request it had begun and hands back those it had not.
+Whatever ends it (the exit of a process, the end of a socket, bytes that are not the protocol, a time limit) leads to
+`group_gone`, which answers every request it had begun and hands back those it had not.
 """
 
 from __future__ import annotations
@@ -17,37 +17,33 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from torchd_protos.frames import (
-    PROTOCOL_VERSION,
     Batch,
     Cancel,
     Credit,
     Failure,
     FrameLimits,
-    Hello,
     Item,
     Load,
-    Loaded,
-    LoadFailed,
-    Log,
     Message,
     Metric,
-    Progress,
     ProtocolError,
     Reply,
     Settings,
     Started,
-    Unload,
 )
 from torchd_server import errors
 from torchd_server.accelerators.cpu import ThreadBudget
 from torchd_server.batching.base import Policy
 from torchd_server.clock import Clock, Timer
-from torchd_server.link import Link, error_of, load_error_of
+from torchd_server.group import Group
+from torchd_server.link import Link, error_of
 from torchd_server.metrics import ModelMetrics
-from torchd_server.placement.base import Exit, Placement, WorkerProcess, WorkerSpec
+from torchd_server.placement.base import Placement, WorkerSpec
+from torchd_server.rank import Rank
 from torchd_server.request import Request, State
 
 logger = logging.getLogger(__name__)
@@ -61,10 +57,6 @@ HANG_GRACE_SHARE = 0.25
 STACK_DUMP_SECONDS = 0.2
 # Between Unload and SIGKILL.
 UNLOAD_SECONDS = 2.0
-# A killed process that the kernel will not let go is given up after this.
-ABANDON_SECONDS = 5.0
-# What a dead process wrote is read for so long, should something it left behind hold its socket or pipes open.
-LAST_WORDS_SECONDS = 0.2
 # Workers a request is sent to before it is answered with their death.
 SENT_AT_MOST = 2
 KEPT_LINES = 50
@@ -95,7 +87,7 @@ class WorkerPlan:
 
 
 class Worker:
-    """A worker process and what it runs. It takes batches from the policy and gives the answers to their requests."""
+    """A worker and what it runs. It takes batches from the policy and gives the answers to their requests."""
 
     def __init__(
         self,
@@ -111,7 +103,6 @@ class Worker:
         self.plan = replace(plan, spec=replace(plan.spec, incarnation=self.incarnation))
         self.state = WorkerState.STARTING
         self.started_at = datetime.now(UTC)
-        self.progress = ""
         self.threads = 0
         self.was_ready = False
         self.has_answered = False
@@ -123,12 +114,10 @@ class Worker:
         self._metrics = metrics
         self._clock = clock
         self._on_change = on_change
-        self._process: WorkerProcess | None = None
+        self._group = Group(self, self.plan.spec, self.identity, clock)
+        # The leader's: what belongs to a request is sent over it at once.
         self._link: Link | None = None
-        self._link_is_lost = False
-        self._exit: Exit | None = None
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._cause: errors.TorchdError | None = None
         # What is with the worker and has not had its last answer; who was released meanwhile is done and stays here.
         self._live: dict[int, Request] = {}
         # What was sent together, until the worker says Started.
@@ -147,8 +136,27 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Its process, 0 before there is one."""
-        return self._process.pid if self._process is not None else 0
+        """The leader's process, 0 before there is one."""
+        return self._group.leader.pid
+
+    @property
+    def ranks(self) -> tuple[Rank, ...]:
+        """Its processes, the leader first."""
+        return self._group.ranks
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing of it runs any more: a killed process may stay where no signal reaches it."""
+        return self._group.is_gone
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """`tell` is called once nothing of it runs any more."""
+        self._group.when_gone(tell)
+
+    @property
+    def progress(self) -> str:
+        """How far loading is; empty when nothing is said or it is over."""
+        return self._group.progress
 
     @property
     def running(self) -> int:
@@ -166,30 +174,24 @@ class Worker:
         return {"model": self.plan.load.model, "version": self.plan.load.version, "worker": self.name}
 
     async def start(self) -> None:
-        """Starts the process and loads the model; raises LoadFailed or another error if it comes to nothing."""
-        share = self._threads.join(self, self._new_thread_share)
-        self.threads = self.plan.threads or share
+        """Starts the processes and loads the model; raises LoadFailed or another error if it comes to nothing."""
+        self._take_threads()
         try:
-            self._process = await self._placement.launch(self._spec(), self._output)
-            self._process.exited.add_done_callback(self._exited)
-            self._check_wanted()
-            self._link = await Link.open(self._process.socket, self, self.plan.frame_limits)
-            self._check_wanted()
+            await self._group.start(self._placement, self._spec(), self._output, self, self.plan.frame_limits)
         except OSError as error:
             failure = errors.SpawnFailed(f"the worker process could not be started: {error}")
             self.kill(failure)
             raise failure from error
-        self._link.send(replace(self.plan.load, threads=self.threads))
+        self._link = self._group.leader.link
+        self._group.load(replace(self.plan.load, threads=self.threads))
         self._timer = self._clock.call_at(self._clock.time() + self.plan.startup_timeout, self._load_timeout)
         await self._loaded
 
-    def _check_wanted(self) -> None:
-        """Whoever stopped it while its process was being started found nothing to kill: that is made up for here."""
-        if self.dead.done():
-            self._close()
-            if self._process is not None:
-                self._process.kill()
-            raise self.dead.result()
+    def _take_threads(self) -> None:
+        """Every process computes, so each one takes a share of the cores."""
+        for rank in self.ranks:
+            share = self._threads.join(rank, partial(self._new_thread_share, rank))
+        self.threads = self.plan.threads or share
 
     def allow(self, response_timeout: float) -> None:
         """A batch may take so long from the next one on, and perhaps hold more."""
@@ -206,21 +208,16 @@ class Worker:
                 self._nothing_runs = asyncio.get_running_loop().create_future()
                 ends: list[asyncio.Future[Any]] = [self._nothing_runs, self.dead]
                 await asyncio.wait(ends, timeout=grace_seconds, return_when="FIRST_COMPLETED")
-            if self._link is not None and not self._live:
-                self._cause = errors.Draining("the worker")
-                self._link.send(Unload())
+            if not self._live:
+                self._group.unload()
                 await asyncio.wait([self.dead], timeout=UNLOAD_SECONDS)
         if not self.dead.done():
-            self.kill(self._cause or errors.Draining("the worker"))
+            self.kill(errors.Draining("the worker"))
         await asyncio.wait([self.dead])
 
     def kill(self, cause: errors.TorchdError) -> None:
-        """Ends the process; `cause` is what its requests are told."""
-        self._cause = self._cause or cause
-        if self._process is None:
-            self._die()
-            return
-        self._kill_process(self._process)
+        """Ends the processes; `cause` is what its requests are told, where it is the first."""
+        self._group.kill(cause)
 
     def run(self, batch: list[Request], waited_seconds: float) -> None:
         """Sends a batch to the process."""
@@ -254,7 +251,7 @@ class Worker:
             self._link.send(Credit(request.number, size))
 
     def received(self, message: Message) -> None:
-        """What the worker says. A message that has no business here is a ProtocolError, which ends the worker."""
+        """What the leader says; what it says of itself is heard by its rank."""
         match message:
             case Reply():
                 self._reply(message)
@@ -262,36 +259,16 @@ class Worker:
                 self._failure(message)
             case Started():
                 self._unstarted.pop(message.step, None)
-            case Log():
-                origin = {**self.identity, "request": message.request_id, "handler_logger": message.logger}
-                model_logger.log(message.level, "%s", message.text, extra=origin)
-            case Metric():
-                self._metrics.of_handler(message, self.name)
-            case Progress():
-                self.progress = f"{message.percent} % {message.text}".strip()
-            case Hello():
-                self._hello(message)
-            case Loaded():
-                self._become_ready()
-            case LoadFailed():
-                self._fail_load(load_error_of(message))
             case _:
-                raise ProtocolError(f"a worker does not say {type(message).__name__}")
+                self._group.leader.received(message)
 
     def link_lost(self, error: ProtocolError | OSError | None) -> None:
-        """The socket ended: the process has died, or is of no use any more and is killed."""
-        if isinstance(error, ProtocolError) and self._cause is None:
-            self._cause = errors.WorkerProtocolBroken(f"the worker broke the protocol: {error}")
-        self._link_is_lost = True
-        if self._exit is not None:
-            self._die()
-        elif self._process is not None:
-            self._kill_process(self._process)
+        """The leader's socket ended."""
+        self._group.leader.link_lost(error)
 
-    def _kill_process(self, process: WorkerProcess) -> None:
-        """Kills the process; its exit leads to `_die`, or the time in which the kernel did not let it go."""
-        process.kill()
-        self._clock.call_at(self._clock.time() + ABANDON_SECONDS, self._die)
+    def measured(self, metric: Metric) -> None:
+        """A rank's handler has given a value."""
+        self._metrics.of_handler(metric, self.name)
 
     def _spec(self) -> WorkerSpec:
         share = str(self.threads)
@@ -302,20 +279,13 @@ class Worker:
         self.state = state
         self._on_change()
 
-    def _hello(self, hello: Hello) -> None:
-        if hello.protocol != PROTOCOL_VERSION:
-            raise ProtocolError(f"the worker speaks protocol {hello.protocol}, the daemon {PROTOCOL_VERSION}")
-        if hello.incarnation != self.incarnation:
-            raise ProtocolError(f"the worker says it is {hello.incarnation}, but {self.incarnation} was started")
-        if self.state is not WorkerState.STARTING:
-            raise ProtocolError(f"hello while {self.state.value}")
+    def group_loading(self) -> None:
+        """Its processes have said who they are."""
         self._become(WorkerState.LOADING)
 
-    def _become_ready(self) -> None:
-        if self.state is not WorkerState.LOADING:
-            raise ProtocolError(f"loaded while {self.state.value}")
+    def group_loaded(self) -> None:
+        """It takes requests from now on."""
         self._disarm()
-        self.progress = ""
         self.was_ready = True
         self._become(WorkerState.READY)
         self._metrics.worker_loaded(self.name, (datetime.now(UTC) - self.started_at).total_seconds())
@@ -324,12 +294,10 @@ class Worker:
             self._loaded.set_result(None)
         self._policy.has_room(self)
 
-    def _fail_load(self, error: errors.LoadFailed) -> None:
-        self._cause = self._cause or error  # the process leaves by itself; the load timer stays, should it not
-
     def _load_timeout(self) -> None:
         seconds = self.plan.startup_timeout
-        self._kill_hung(errors.LoadFailed(f"the model was not loaded within startup_timeout, {seconds:g} s"))
+        text = f"{self._group.late}the model was not loaded within startup_timeout, {seconds:g} s"
+        self._kill_hung(errors.LoadFailed(text))
 
     def _answer_timeout(self) -> None:
         if self._clock.time() < self._heard_at + self._patience:  # chunks have come meanwhile
@@ -348,8 +316,7 @@ class Worker:
 
     def _kill_hung(self, cause: errors.TorchdError) -> None:
         logger.warning("worker hangs and is killed: %s", cause, extra=self.identity)
-        if self._process is not None:
-            self._process.dump_stacks()
+        self._group.dump_stacks()
         self._timer = self._clock.call_at(self._clock.time() + STACK_DUMP_SECONDS, lambda: self.kill(cause))
 
     def _arm_hang_timer(self) -> None:
@@ -392,7 +359,10 @@ class Worker:
             logger.error("handler failed: %s\n%s", failure.message, failure.traceback, extra=self.identity)
         elif failure.kind != "Cancelled":
             logger.warning("no answer: %s", failure.message, extra=self.identity)
-        request.finish(error_of(failure))
+        error = error_of(failure)
+        if isinstance(error, errors.DeviceLost):
+            self._cause = self._cause or error  # it leaves by itself
+        request.finish(error)
         self._left(request, failure.end_of_step)
 
     def _mark_started(self, request: Request) -> None:
@@ -425,37 +395,26 @@ class Worker:
         if self.state is WorkerState.READY:
             self._policy.has_room(self)
 
-    def _new_thread_share(self, threads: int) -> None:
+    def _new_thread_share(self, rank: Rank, threads: int) -> None:
         if self.plan.threads:
             return
         self.threads = threads
-        if self._link is not None:
-            self._link.send(Settings(threads))
+        rank.send(Settings(threads))
 
-    def _output(self, stream: str, line: str) -> None:
+    def _output(self, number: int, stream: str, line: str) -> None:
+        rank = self.ranks[number]
         if stream == "stderr":
-            self.stderr.append(line)
+            self.stderr.append(rank.prefix + line)
         level = logging.WARNING if stream == "stderr" else logging.INFO
-        model_logger.log(level, "%s", line, extra=self.identity)
+        model_logger.log(level, "%s", line, extra=rank.identity)
 
-    def _exited(self, future: asyncio.Future[Exit]) -> None:
-        if future.cancelled():
-            return
-        self._exit = future.result()
-        if self._link_is_lost or self._link is None:
-            self._die()
-        else:  # its last frames may still be on their way
-            self._clock.call_at(self._clock.time() + LAST_WORDS_SECONDS, self._die)
-
-    def _die(self) -> None:
+    def group_gone(self) -> None:
         """Its end, once: answers what it had begun, hands back what it had not, and tells who keeps it."""
-        if self.dead.done():
-            return
-        end = f"the worker process {self._exit}" if self._exit else "the worker process could not be ended: abandoned"
-        cause = self._cause or errors.WorkerDied(end)
+        cause = self._group.end
         self._disarm()
-        self._threads.leave(self)
-        self._close()
+        for rank in self.ranks:
+            self._threads.leave(rank)
+        self._group.close()
         self.state = WorkerState.DEAD
         live, self._live = list(self._live.values()), {}
         self._policy.finished(self, self._batch or live, None)
@@ -476,9 +435,3 @@ class Worker:
             self._loaded.set_exception(cause)
             self._loaded.exception()  # it may be that nobody waits for it any more
         self._on_change()
-
-    def _close(self) -> None:
-        if self._link is not None:
-            self._link.close()
-        if self._process is not None:
-            self._clock.call_at(self._clock.time() + LAST_WORDS_SECONDS, self._process.close)

@@ -112,7 +112,10 @@ def test_an_old_manifest_is_noted(tmp_path: Path) -> None:
         ("batchsize: 3\n", Kind.NOTE, "did you mean batchSize?"),
         ("a: [\n", Kind.REFUSED, "is not YAML that will do"),
         ("- a\n", Kind.REFUSED, "must be a mapping"),
-        ("parallelType: tp\n", Kind.DIFFERS, "parallelType has no effect yet"),
+        ("parallelType: tp\n", Kind.NOTE, "has no effect without parallelLevel"),
+        ("parallelType: tp\nparallelLevel: 2\nasyncCommunication: true\n", Kind.REFUSED, "parallelType custom"),
+        ("parallelType: pp\ntorchrun: {nproc-per-node: 2, nnodes: 2}\n", Kind.REFUSED, "nnodes 2"),
+        ("parallelType: pp\ntorchrun: {nproc-per-node: 2, max-restarts: 3}\n", Kind.NOTE, "max-restarts not read"),
         (f"a: &a [x]\nb: [{'*a, ' * 60}]\n", Kind.REFUSED, "more than 50 aliases"),
     ],
 )

@@ -108,6 +108,7 @@ async def test_the_fault_hook_sees_every_message() -> None:
 def test_kinds_become_classes_and_an_unknown_one_is_a_failed_handler() -> None:
     assert type(error_of(Failure(1, "OutOfMemory", "no"))) is errors.OutOfMemory
     assert type(error_of(Failure(1, "Cancelled", "no"))) is errors.Cancelled
+    assert type(error_of(Failure(1, "DeviceLost", "no"))) is errors.DeviceLost
     assert type(error_of(Failure(1, "ModelNotFound", "no"))) is errors.HandlerFailed
     assert type(error_of(Failure(1, "SystemExit", "no"))) is errors.HandlerFailed
     assert type(load_error_of(LoadFailed("OutOfMemory", "no"))) is errors.LoadOutOfMemory

@@ -32,7 +32,9 @@ async def launched(
     """A worker process that is gone afterwards."""
     placement = LocalPlacement(ENVIRONMENT, r"PATH|PYTHONPATH")
     written = lines if lines is not None else []
-    process = await placement.launch(spec(folder, **environment), lambda stream, line: written.append((stream, line)))
+    (process,) = await placement.launch(
+        spec(folder, **environment), lambda rank, stream, line: written.append((stream, line))
+    )
     try:
         yield process
     finally:
@@ -137,7 +139,7 @@ def test_what_a_worker_prints_arrives_in_bounded_lines(tmp_path: Path) -> None:
 @in_loop
 async def _missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        await LocalPlacement(ENVIRONMENT, None).launch(spec(tmp_path / "gone"), lambda stream, line: None)
+        await LocalPlacement(ENVIRONMENT, None).launch(spec(tmp_path / "gone"), lambda rank, stream, line: None)
 
 
 def test_a_process_that_cannot_start_leaves_no_descriptor(tmp_path: Path) -> None:

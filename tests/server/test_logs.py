@@ -22,6 +22,8 @@ def record(message: str, level: int = logging.INFO, **extra: str) -> logging.Log
 def test_text_says_when_how_bad_where_and_what() -> None:
     line = TextFormatter(colour=False).format(record("ready", model="bert", version="1.0", worker="3"))
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} INFO    bert/1\.0 worker 3: ready", line)
+    line = TextFormatter(colour=False).format(record("ready", model="bert", version="1.0", worker="3", rank="1"))
+    assert line.endswith(" bert/1.0 worker 3 rank 1: ready")
     assert "\x1b[33m" in TextFormatter(colour=True).format(record("x", logging.WARNING))
     assert "\x1b" not in TextFormatter(colour=True).format(record("x"))
 

@@ -19,7 +19,6 @@ from fakes import (
     FakePlacement,
     FakeWorker,
     ManualClock,
-    Output,
     call,
     echoes,
     fails_to_load,
@@ -34,7 +33,7 @@ from torchd_archiver.packing import PackRequest, pack
 from torchd_server import errors
 from torchd_server.management import Management, RegisterModel, Rules
 from torchd_server.metrics import Metrics
-from torchd_server.placement.base import WorkerSpec
+from torchd_server.placement.base import Output, WorkerSpec
 from torchd_server.registry import ModelRegistry
 from torchd_server.settings import Limits, ModelSettings
 from torchd_server.store import ModelStore
@@ -49,11 +48,12 @@ STARTS = 4
 class RealSize(FakePlacement):
     """Fake workers as large as this process."""
 
-    async def launch(self, spec: WorkerSpec, output: Output) -> FakeWorker:
+    async def launch(self, spec: WorkerSpec, output: Output) -> list[FakeWorker]:
         """Starts one."""
-        worker = await super().launch(spec, output)
-        worker.pid = os.getpid()
-        return worker
+        workers = await super().launch(spec, output)
+        for worker in workers:
+            worker.pid = os.getpid()
+        return workers
 
 
 class Bench:
@@ -177,6 +177,39 @@ def test_a_wrong_value_is_a_warning_under_torchserve_and_a_refusal_under_torchd(
     with caplog.at_level(logging.WARNING):
         main()
     assert "model-config.yaml of m: batchSize: 'many' will not do" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ("parallelType: tp\ntorchrun: {nproc-per-node: many}\n", "torchrun.nproc-per-node: 'many' will not do"),
+        ("parallelType: tp\nparallelLevel: 2\nasyncCommunication: true\n", "use parallelType custom"),
+    ],
+)
+def test_ranks_that_cannot_be_are_refused_by_name(tmp_path: Path, config: str, named: str) -> None:
+    @in_loop
+    async def main() -> None:
+        async with bench_in(tmp_path, Rules()) as bench:
+            with pytest.raises(errors.ArchiveInvalid, match=f"(?i){named}"):
+                await bench.management.register(RegisterModel(bench.pack(config)))
+            assert bench.registry.names() == []
+
+    main()
+
+
+def test_a_worker_of_several_ranks_takes_the_memory_of_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    @in_loop
+    async def main() -> None:
+        async with bench_in(tmp_path) as bench:
+            config = "parallelType: tp\nparallelLevel: 3\ntorchrun: {rdzv-backend: c10d}\n"
+            await bench.management.register(RegisterModel(bench.pack(config), initial_workers=1))
+            (worker,) = bench.registry.get("m").describe(True).workers
+            resident = psutil.Process().memory_info().rss
+            assert 2.5 * resident < worker.memory_bytes < 3.5 * resident
+            assert len(bench.placement.launched) == 3
+
+    main()
+    assert "model-config.yaml of m: torchrun: rdzv-backend not read" in caplog.text
 
 
 # One worker per core, as far as there is memory.

@@ -34,6 +34,8 @@ def test_what_will_do_is_read_as_it_stands(config: dict[str, Any]) -> None:
         ({"deviceIds": ["a"]}, {}, "deviceIds"),
         ({"useVenv": "yes"}, {}, "useVenv: 'yes'"),
         ({"parallelType": 3}, {}, "parallelType: 3"),
+        ({"torchrun": {"nproc-per-node": "4"}}, {"torchrun": {}}, "torchrun.nproc-per-node: '4'"),
+        ({"torchrun": {"OMP_NUMBER_THREADS": -1}}, {"torchrun": {}}, "torchrun.OMP_NUMBER_THREADS: -1"),
         ({"minWorkers": 2}, {}, "TorchServe needs both"),
         ({"maxWorkers": 2}, {}, "TorchServe needs both"),
         ({"minWorkers": 3, "maxWorkers": 2}, {}, "TorchServe needs both"),

@@ -39,6 +39,7 @@ AGREED: list[tuple[errors.TorchdError, int, str, str, bool]] = [
     (errors.Cancelled("no"), 499, "CANCELLED", "CANCELLED", False),
     (errors.HandlerFailed("no"), 503, "UNKNOWN", "HANDLER_ERROR", False),
     (errors.WorkerDied("no"), 500, "UNAVAILABLE", "WORKER_DIED", False),
+    (errors.DeviceLost("no"), 507, "UNAVAILABLE", "DEVICE_LOST", False),
     (errors.WorkerProtocolBroken("no"), 500, "UNAVAILABLE", "WORKER_DIED", False),
     (errors.WorkerTimeout("no"), 500, "DEADLINE_EXCEEDED", "WORKER_TIMEOUT", False),
     (errors.NotSupported("no"), 501, "UNIMPLEMENTED", "UNIMPLEMENTED", False),

@@ -146,7 +146,7 @@ async def test_a_process_that_cannot_be_started_is_a_load_failure() -> None:
     """W29."""
 
     class NoRoom(FakePlacement):
-        async def launch(self, spec: object, output: object) -> FakeWorker:
+        async def launch(self, spec: object, output: object) -> list[FakeWorker]:
             raise BlockingIOError(11, "Resource temporarily unavailable")
 
     bench = Bench()
@@ -301,6 +301,22 @@ async def test_a_process_that_closes_its_socket_is_of_no_use_and_is_killed() -> 
     assert isinstance(await bench.end(worker), errors.WorkerDied)
     assert process.was_killed
     assert isinstance(bench.requests[0].error, errors.WorkerDied)
+
+
+@in_loop
+async def test_a_worker_whose_device_is_lost_gets_no_other_batch_and_dies_of_that() -> None:
+    """G02: it answers without an end of the batch, and leaves."""
+    bench = Bench()
+    worker, process, _ = await running_batch(bench, 2)
+    waiting = bench.put()
+    process.say(Failure(1, "DeviceLost", "assert"), Failure(2, "DeviceLost", "assert"))
+    await until(lambda: bench.requests[1].error is not None)
+    await turns()
+    assert waiting.state is State.QUEUED
+    process.exit(71)
+    assert isinstance(await bench.end(worker), errors.DeviceLost)
+    assert [type(request.error) for request in bench.requests[:2]] == [errors.DeviceLost] * 2
+    assert worker.has_answered, "the next one starts at once"
 
 
 @in_loop
@@ -463,10 +479,10 @@ async def test_a_worker_stopped_while_it_starts_leaves_no_process() -> None:
     gate = asyncio.Event()
 
     class Slow(FakePlacement):
-        async def launch(self, spec: WorkerSpec, output: object) -> FakeWorker:
-            process = await super().launch(spec, output)  # type: ignore[arg-type]
+        async def launch(self, spec: WorkerSpec, output: object) -> list[FakeWorker]:
+            processes = await super().launch(spec, output)  # type: ignore[arg-type]
             await gate.wait()
-            return process
+            return processes
 
     bench = Bench()
     bench.placement = Slow(echoes)

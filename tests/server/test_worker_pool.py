@@ -26,7 +26,7 @@ from torchd_server.batching.policy import BatchPolicy
 from torchd_server.batching.queues import Fifo
 from torchd_server.batching.waits import AdaptiveWait
 from torchd_server.metrics import Metrics
-from torchd_server.placement.base import WorkerSpec
+from torchd_server.placement.base import Output, WorkerSpec
 from torchd_server.pool import FAILURES_BEFORE_GIVING_UP, WorkerPool
 from torchd_server.worker import Worker, WorkerPlan
 
@@ -201,7 +201,7 @@ async def test_a_pool_with_a_ready_worker_is_never_given_up() -> None:
     """However often another fails: over a day of failures at the longest pause, too."""
 
     class Choosy(FakePlacement):
-        async def launch(self, spec: WorkerSpec, output: Callable[[str, str], None]) -> FakeWorker:
+        async def launch(self, spec: WorkerSpec, output: Output) -> list[FakeWorker]:
             if self.launched:
                 self.refused += 1
                 raise OSError(11, "Resource temporarily unavailable")
@@ -234,7 +234,7 @@ async def test_an_unexpected_error_does_not_leave_a_slot_to_nobody() -> None:
     """Whatever a start raises is a failure of that start: told, counted, tried again."""
 
     class Broken(FakePlacement):
-        async def launch(self, spec: WorkerSpec, output: Callable[[str, str], None]) -> FakeWorker:
+        async def launch(self, spec: WorkerSpec, output: Output) -> list[FakeWorker]:
             raise ValueError("embedded null byte")  # what Popen says of a zero byte in an environment variable
 
     bench = Bench()

@@ -29,6 +29,7 @@ from torchd_protos.frames import (
     Progress,
     Reply,
     Started,
+    Unload,
     encode,
 )
 
@@ -164,6 +165,12 @@ class GroupUnderTest:
         for rank in self.ranks:
             rank.begin_load(ranks=len(self.ranks), parallel=parallel, **fields)
 
+    def unload(self) -> None:
+        """Its orderly end. The leader is told last: when it leaves, so do the others."""
+        for rank in reversed(self.ranks):
+            rank.send(Unload())
+        assert [rank.end()[::2] for rank in self.ranks] == [(0, "")] * len(self.ranks)
+
 
 @pytest.fixture
 def start() -> Iterator[Callable[[Path | str], WorkerUnderTest]]:
@@ -217,3 +224,17 @@ def grouped(start_group: Callable[..., GroupUnderTest], tmp_path: Path) -> Calla
         return group
 
     return load_one
+
+
+@pytest.fixture
+def start_with() -> Iterator[Callable[..., WorkerUnderTest]]:
+    """Starts workers with options beside the usual ones."""
+    workers: list[WorkerUnderTest] = []
+
+    def start_one(directory: Path, options: Mapping[str, object]) -> WorkerUnderTest:
+        workers.append(WorkerUnderTest(directory, 0, options))
+        return workers[-1]
+
+    yield start_one
+    for worker in workers:
+        worker.close()

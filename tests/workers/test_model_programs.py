@@ -1,4 +1,4 @@
-"""BaseHandler with models that are programs: ONNX, AOTInductor; torch.compile, the profiler, the order of devices."""
+"""BaseHandler with models that are programs: ONNX, AOTInductor; torch.compile, the profiler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from harness.sample_images import DATA
 from torchd_protos.frames import Loaded
 
 torch = pytest.importorskip("torch")
-from torchd_workers.handlers import devices  # noqa: E402
 from torchd_workers.handlers.profiling import profiler_for  # noqa: E402
 from torchd_workers.handlers.programs import load_onnx, run_onnx  # noqa: E402
 from torchd_workers.handlers.pt2 import compile_arguments  # noqa: E402
@@ -109,33 +108,6 @@ def test_torch_compile_is_asked_for_by_pt2(start, tmp_path):
 def test_the_entry_pt2_says_what_torch_compile_gets(pt2, arguments):
     """Section 4.2."""
     assert compile_arguments(pt2) == arguments
-
-
-def test_devices_are_taken_in_torchserves_order(monkeypatch):
-    """Section 6.3: CUDA, XPU, MPS, XLA, CPU; a worker that was lent no GPU uses none."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert devices.device_for(3) == torch.device("cuda:3")
-    assert devices.device_for(None) == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert devices.device_for(0) == torch.device("mps")
-    monkeypatch.setenv("TS_IPEX_GPU_ENABLE", "true")
-    assert devices.device_for(0) == torch.device("xpu:0")
-
-
-def test_xla_is_used_where_it_is_installed(monkeypatch, tmp_path):
-    package = tmp_path / "torch_xla" / "core"
-    package.mkdir(parents=True)
-    (tmp_path / "torch_xla" / "__init__.py").write_text("")
-    (package / "__init__.py").write_text("")
-    (package / "xla_model.py").write_text("def xla_device():\n    return 'xla:0'\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    try:
-        assert devices.device_for(None) == "xla:0"
-    finally:
-        for name in ("torch_xla", "torch_xla.core", "torch_xla.core.xla_model"):
-            sys.modules.pop(name, None)  # or every later test would run on it
 
 
 def test_a_profile_of_each_batch_goes_to_a_trace(tmp_path, monkeypatch):

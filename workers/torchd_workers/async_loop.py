@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from torchd_protos.frames import Batch, Item, Load, Message, Settings, Started
+from torchd_workers.aftermath import recover
 from torchd_workers.answers import Answer, Answers, raise_if_over
 from torchd_workers.channel import Channel, RunningRequest
 from torchd_workers.context import RequestProcessor
@@ -90,6 +91,7 @@ class AsyncLoop:
             answer = self._answers.of_error(request, error)
         self._channel.end(request, answer)
         self._channel.send(self._answers.prediction_time(perf_counter() - started, ids))
+        recover(self._channel, [answer])
 
 
 async def _settled(output: Any | Awaitable[Any]) -> Any:

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from torchd_protos.frames import Batch, Failure, Load, Message, Reply, Started
+from torchd_workers.aftermath import ends_process, recover
 from torchd_workers.answers import Answer, Answers
 from torchd_workers.channel import Channel
 from torchd_workers.context import RequestProcessor
@@ -15,7 +16,7 @@ from torchd_workers.inputs import headers_of, row_of
 from torchd_workers.outputs import checked_list
 
 if TYPE_CHECKING:
-    from torchd_workers.group import LeaderGroup
+    from torchd_workers.leader import LeaderGroup
 
 
 class BatchLoop:
@@ -54,7 +55,9 @@ class BatchLoop:
             answers = self._answers.of_errors(running, error)
         self._channel.finish(running)
         time = self._answers.prediction_time(perf_counter() - started, ids)
-        self._channel.send(*_with_end_of_step(answers), time)
+        # Without the end of the step the daemon sends no other batch to a process that is about to leave.
+        self._channel.send(*(answers if ends_process(answers) else _with_end_of_step(answers)), time)
+        recover(self._channel, answers)
         if self._group is not None:
             self._group.end(raised)
 

@@ -227,12 +227,12 @@ class Channel:
             else:
                 self._running.pop(request.number, None)
 
-    def leave(self, reason: str) -> NoReturn:
-        """Ends the process because the protocol cannot go on."""
+    def leave(self, reason: str, status: int = PROTOCOL_FAILURE) -> NoReturn:
+        """Ends the process because it, or the protocol, cannot go on."""
         try:
             _write_fd(2, f"torchd worker {os.getpid()} leaves: {reason}\n".encode())
         finally:
-            _exit(PROTOCOL_FAILURE)
+            _exit(status)
 
     def _write(self, buffers: list[Buffer]) -> None:
         for buffer in join_small(buffers):

@@ -1,18 +1,19 @@
 """What an exception of user code becomes on the socket: a kind the daemon knows, one line, and the user's own frames.
 
-Kinds are told by type, never by text. The classes below with a `kind` are the answers we refuse or stop ourselves.
+Kinds are told by type, not by text (device_errors.py has the one exception). The classes below with a `kind` are the
+answers we refuse or stop ourselves.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import sys
 from itertools import dropwhile
 from traceback import FrameSummary, TracebackException
 from typing import ClassVar
 
 from torchd_protos.frames import Failure, LoadFailed
+from torchd_workers.device_errors import is_device_lost, is_out_of_memory
 
 MESSAGE_BYTES = 1024
 TRACEBACK_BYTES = 16 * 1024
@@ -84,7 +85,7 @@ def failure_of(error: BaseException, request: int, directory: str) -> Failure:
 
 def load_failure_of(error: BaseException, directory: str) -> LoadFailed:
     """The LoadFailed frame; its message is one line and ends with the place in the model's own files."""
-    kind = "OutOfMemory" if _is_out_of_memory(error) else "LoadFailed"
+    kind = "OutOfMemory" if is_out_of_memory(error) else "LoadFailed"
     place = _place(error, directory)
     line = _cut(" ".join(_summary(error).split()), MESSAGE_BYTES - len(place))
     return LoadFailed(kind, line + place, user_traceback(error, directory))
@@ -98,7 +99,9 @@ def kind_of(error: BaseException) -> str:
         return "PredictionFailed"
     if isinstance(error, SystemExit):
         return "HandlerExit"
-    return "OutOfMemory" if _is_out_of_memory(error) else "HandlerFailed"
+    if is_out_of_memory(error):
+        return "OutOfMemory"
+    return "DeviceLost" if is_device_lost(error) else "HandlerFailed"
 
 
 def user_traceback(error: BaseException, directory: str) -> str:
@@ -142,13 +145,6 @@ def _place(error: BaseException, directory: str) -> str:
         found = str(error.filename), error.lineno or 0
     place = getattr(error, "place", found)  # the loader names the place of what it found wanting
     return f" ({os.path.relpath(place[0], directory)}:{place[1]})" if place else ""
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    torch = sys.modules.get("torch")
-    homes = (torch, getattr(torch, "cuda", None))
-    kinds = [kind for home in homes if isinstance(kind := getattr(home, "OutOfMemoryError", None), type)]
-    return isinstance(error, (MemoryError, *kinds))
 
 
 def _summary(error: BaseException) -> str:

@@ -1,91 +1,163 @@
-"""What a rank that is not the leader does between Loaded and its end: what the leader says, and no answer to anybody.
-
-Its handler is called with the same rows as the leader's, in the same order; where the model steps, with the same live
-requests at each step. What it returns, and the chunks it would send, go nowhere.
-"""
+"""A follower's end of a group of ranks: it hears what the leader says among what the daemon says, in order."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from json import JSONDecoder
+from threading import Semaphore, Thread
+from time import monotonic
+from typing import Any, NoReturn, Protocol
 
-from torchd_protos.frames import Batch, Item, Load, Message, Outcome, Settings, Step, Task, Unload
-from torchd_workers.channel import Channel, RunningRequest
-from torchd_workers.context import Context, RequestProcessor
-from torchd_workers.device import ComputeThreads
-from torchd_workers.failures import user_traceback
-from torchd_workers.group import FollowerGroup, OutOfStep
-from torchd_workers.handler import Handler
-from torchd_workers.inputs import headers_of, row_of
+from torchd_protos.frames import Batch, Message, Outcome, Settings, Step, Task, Unload
+from torchd_workers.group import PATIENCE_SECONDS, SHARE, Group, Leave, OutOfStep
+from torchd_workers.peers import Peer
+
+# Messages that are taken off the leader's socket before what they say is done.
+AHEAD = 64
+
+_decode = JSONDecoder().decode
+_now = monotonic
 
 
-class Follower:
-    """The handler of one loaded model and the leader it follows."""
+class Inbox(Protocol):
+    """Where a follower's main thread finds what daemon and leader say (channel.Channel)."""
+
+    def put(self, message: Message) -> None: ...
+    def receive(self) -> Message: ...
+    def receive_within(self, seconds: float) -> Message | None: ...
+
+
+class FollowerGroup(Group):
+    """A rank that is not the leader."""
 
     def __init__(
-        self, channel: Channel, group: FollowerGroup, handler: Handler, load: Load, threads: ComputeThreads
+        self,
+        rank: int,
+        size: int,
+        leader: Peer,
+        inbox: Inbox,
+        same_rows: bool,
+        leave: Leave,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
-        self._channel = channel
-        self._group = group
-        self._handler = handler
-        self._load = load
-        self._threads = threads
-        # Where the model steps: the requests the leader is in the middle of, in its order.
-        self._live: list[Item] = []
+        self._leader = leader
+        super().__init__(rank, size, same_rows, leave)
+        self._inbox = inbox
+        self._patience = patience_seconds
+        self._room = Semaphore(AHEAD)
+        # What came while the handler waited for something else, in order.
+        self._deferred: deque[Message] = deque()
+        # The leader's Unload, when it has said it: what it said before is still done.
+        self._last: Message | None = None
 
-    def run(self) -> None:
-        """Follows until the leader dismisses its group."""
-        while not isinstance(message := self._group.receive(), Unload):
-            self.take(message)
+    def start(self) -> None:
+        """Starts listening to the leader."""
+        Thread(target=self._listen, name="torchd-leader", daemon=True).start()
 
-    def take(self, message: Message) -> None:
-        """Does one thing that the leader or the daemon has said."""
-        match message:
-            case Batch(items=items) if self._load.loop == "step":
-                self._live += items
-            case Batch(items=items):
-                self._call(items)
-            case Step(ended=ended):
-                gone = {one.request for one in ended}
-                live = [item for item in self._live if item.request not in gone]
-                # Parts are in the row of a request's first step only.
-                self._live = [replace(item, call=replace(item.call, parts=())) for item in live]
-                self._call(live)
-            case Task() as task:
-                self._run(task)
-            case Outcome() as outcome:
-                self._group.answer(outcome)
-            case Settings(threads=count):
-                self._threads.change(count)
-            case _:
-                self._channel.leave(f"the daemon sent a {type(message).__name__} out of turn")
+    def receive(self) -> Message:
+        """Waits for the next thing to do: Batch, Step, Task, Outcome, Settings; Unload once the leader leaves."""
+        while True:
+            message = self._deferred.popleft() if self._deferred else self._taken(self._inbox.receive())
+            # The daemon says Unload to every rank. The leader may have requests left, for which it needs this one.
+            if not isinstance(message, Unload) or message is self._last:
+                return message
 
-    def _call(self, items: Sequence[Item]) -> None:
-        """One call of the handler, at the same time as the leader's."""
-        self._threads.apply()
-        context = self._handler.context
-        requests = [RunningRequest(item.request, item.remaining_ms) for item in items]
-        processors = [RequestProcessor(headers_of(item.call)) for item in items]
-        self._group.calls += 1
+    def share(self, value: Any) -> Any:
+        """See Group.share."""
+        self.check_is_rank()
+        message = self._next(None)
+        if not (isinstance(message, Task) and message.name == SHARE):
+            self._cannot_agree(message)
+        return _decode(message.arguments_json)
+
+    def _cannot_agree(self, message: Message | None) -> NoReturn:
+        if isinstance(message, Unload) or (isinstance(message, Outcome) and message.failed):
+            self._deferred.appendleft(message)
+            raise OutOfStep("the leader has ended this call of the handler, which is still at work on this rank")
+        told = f"the task {message.name!r}" if isinstance(message, Task) else f"a {type(message).__name__}"
+        self.leave(
+            f"the ranks are out of step: rank {self.rank} waited to agree with the leader, which went on with {told}"
+        )
+
+    def run(self, task: Task) -> None:
+        """Does what the leader called; raises what that raises."""
+        if task.name == SHARE:
+            return  # nobody here has asked: the leader's handler alone was called, or this rank's had raised before
+        action = self._actions.get(task.name)
+        if action is None:
+            known = ", ".join(self._actions) or "none"
+            raise LookupError(
+                f"the leader called {task.name!r}, which rank {self.rank} does not serve (served: {known})"
+            )
+        action(_decode(task.arguments_json or "{}"), memoryview(task.body))
+
+    def answer(self, outcome: Outcome) -> None:
+        """The leader's call has raised. This rank is back from its own, which did not, or from the leader's tasks."""
+        if outcome.failed:
+            self._send(Outcome(outcome.number, False))
+
+    def fail(self, traceback: str) -> None:
+        """The running call has raised here: returns if it has on the leader, else leaves."""
+        self._send(Outcome(self.calls, True))
+        end = _now() + self._patience
+        while (left := end - _now()) > 0 and (message := self._next(left)) is not None:
+            match message:
+                case Outcome(number=number, failed=True) if number == self.calls:
+                    return
+                case Unload():
+                    self._deferred.appendleft(message)
+                    return
+                case Task():
+                    continue  # of the call that raised here
+                case _:
+                    break
+        self.leave(
+            f"the ranks are out of step: call {self.calls} of the handler raised on rank {self.rank} "
+            f"and did not on rank 0\n{traceback}"
+        )
+
+    def _next(self, seconds: float | None) -> Message | None:
+        """What the leader says next; what the daemon says meanwhile waits for the end of the call."""
+        if self._deferred and not isinstance(self._deferred[0], Settings):
+            return self._deferred.popleft()
+        while True:
+            message = self._inbox.receive() if seconds is None else self._inbox.receive_within(seconds)
+            if message is None:
+                return None
+            match self._taken(message):
+                case Settings() as settings:
+                    self._deferred.append(settings)
+                case Unload() as unload if unload is not self._last:
+                    pass
+                case told:
+                    return told
+
+    def _taken(self, message: Message) -> Message:
+        if isinstance(message, Batch | Step | Task | Outcome):
+            self._room.release()
+        return message
+
+    def _listen(self) -> None:
         try:
-            context.begin({at: item.call.request_id for at, item in enumerate(items)}, processors, requests)
-            context.agree()
-            self._handler([row_of(item.call, self._load.decode_input) for item in items])
-        except BaseException as error:  # user code may raise anything; what it means depends on the leader
-            self._group.fail(user_traceback(error, self._load.directory))
-        for request in requests:
-            request.finished = True
+            for message in self._leader.messages():
+                if isinstance(message, Unload):
+                    self.dismissed, self._last = True, message
+                elif isinstance(message, Batch | Step | Task | Outcome):
+                    self._room.acquire()
+                else:
+                    self.leave(f"the leader sent a {type(message).__name__} out of turn")
+                self._inbox.put(message)
+        except Exception as error:
+            self.leave(f"cannot read from the leader: {type(error).__name__}: {error}")
+        self.lose(self._leader)
 
-    def _run(self, task: Task) -> None:
-        self._threads.apply()
+    def _send(self, message: Message) -> None:
         try:
-            self._group.run(task)
-        except OutOfStep:
-            return  # the leader's call has raised, which is what comes next
-        except BaseException as error:  # the leader may be waiting for what this task was to give
-            told = user_traceback(error, self._load.directory)
-            self._channel.leave(f"the task {task.name!r} raised on rank {self._group.rank}\n{told}")
+            self._leader.send(message)
+        except OSError:
+            self.lose(self._leader)
 
-
-def no_chunk(context: Context, index: int, value: object) -> None:
-    """Where the leader sends a chunk of an answer, a follower sends nothing."""
+    def connections(self) -> Sequence[Peer]:
+        """See Group.connections."""
+        return [self._leader]

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from torchd_protos.frames import Batch, Call, Cancel, Load, Reply, Started, Step
+from torchd_workers.aftermath import recover
 from torchd_workers.answers import Answer, Answers, raise_if_over
 from torchd_workers.channel import Channel, RunningRequest
 from torchd_workers.context import RequestProcessor
@@ -22,7 +23,7 @@ from torchd_workers.inputs import headers_of, row_of
 from torchd_workers.outputs import checked_list
 
 if TYPE_CHECKING:
-    from torchd_workers.group import LeaderGroup
+    from torchd_workers.leader import LeaderGroup
 
 # TorchServe's header by which a client sees whether more follows.
 STREAM_NEXT = "ts_stream_next"
@@ -83,6 +84,7 @@ class StepLoop:
             self._ended.clear()
         started = perf_counter()
         raised = True
+        failures: list[Answer] = []
         try:
             rows = [row_of(one.call, self._load.decode_input) for one in live]
             for one in live:
@@ -92,7 +94,8 @@ class StepLoop:
             values = checked_list(output, len(live))
         except BaseException as error:  # user code may raise anything; its clients get an answer all the same
             self._live = []
-            for request, answer in zip(requests, self._answers.of_errors(requests, error), strict=True):
+            failures = self._answers.of_errors(requests, error)
+            for request, answer in zip(requests, failures, strict=True):
                 self._end(request, answer)
         else:
             self._live = [
@@ -101,6 +104,7 @@ class StepLoop:
                 if self._goes_on(index, one.request, values[index], processors[index])
             ]
         self._channel.send(self._answers.prediction_time(perf_counter() - started, ids))
+        recover(self._channel, failures)
         if self._group is not None:
             self._group.end(raised)
 

@@ -31,7 +31,9 @@ from torchd_workers.step_loop import StepLoop
 from torchd_workers.streaming import ChunkSender
 
 if TYPE_CHECKING:
-    from torchd_workers.group import FollowerGroup, Group, LeaderGroup
+    from torchd_workers.group import Group
+    from torchd_workers.leader import LeaderGroup
+    from torchd_workers.peers import Peer
 
 LOAD_FAILED = 1
 LOOPS: dict[str, type[BatchLoop] | type[StepLoop]] = {"": BatchLoop, "step": StepLoop}
@@ -66,13 +68,15 @@ class Worker:
         if not self._sockets:
             return self._lead(load, threads, None)
         # Imported where it is used: most workers are alone, and start sooner without it.
-        from torchd_workers.group import LeaderGroup, group_of
+        from torchd_workers.leader import LeaderGroup
+        from torchd_workers.peers import Peer
 
-        group = group_of(self._sockets, self._rank, load, self._channel)
+        if self._rank:
+            return self._follow(load, threads, Peer(0, *self._sockets))
+        peers = [Peer(rank, each) for rank, each in enumerate(self._sockets, 1)]
+        group = LeaderGroup(peers, load.parallel != "pp", self._channel.leave)
         group.start()
-        if isinstance(group, LeaderGroup):
-            return self._lead(load, threads, group)
-        return self._follow(load, threads, group)
+        return self._lead(load, threads, group)
 
     def _lead(self, load: Load, threads: ComputeThreads, group: LeaderGroup | None) -> int:
         """Serves requests, as the leader of a group or alone."""
@@ -114,14 +118,18 @@ class Worker:
             case other:
                 return self._refuse(other)
 
-    def _follow(self, load: Load, threads: ComputeThreads, group: FollowerGroup) -> int:
-        from torchd_workers.follower import Follower, no_chunk
+    def _follow(self, load: Load, threads: ComputeThreads, leader: Peer) -> int:
+        from torchd_workers.follower import FollowerGroup
+        from torchd_workers.follower_loop import FollowerLoop, no_chunk
 
+        channel = self._channel
+        group = FollowerGroup(self._rank, load.ranks, leader, channel, load.parallel != "pp", channel.leave)
+        group.start()
         handler = self._load(load, threads, group)
         if handler is None:
             return LOAD_FAILED
         handler.context.send_chunk = no_chunk
-        Follower(self._channel, group, handler, load, threads).run()
+        FollowerLoop(channel, group, handler, load, threads).run()
         return 0
 
     def _load(self, load: Load, threads: ComputeThreads, group: Group | None) -> Handler | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -66,8 +66,12 @@ class WorkerProcess(Protocol):
         """Gives back what belongs to it, once it has ended."""
 
 
+# Given each line that a process writes, after its rank and the stream's name.
+Output = Callable[[int, str, str], None]
+
+
 class Placement(Protocol):
     """A place where workers run."""
 
-    async def launch(self, spec: WorkerSpec, output: Callable[[str, str], None]) -> WorkerProcess:
-        """Starts a process; `output` is given each line it writes, after the stream's name."""
+    async def launch(self, spec: WorkerSpec, output: Output) -> Sequence[WorkerProcess]:
+        """Starts the processes of a worker, all or none, and gives them in the order of their ranks."""

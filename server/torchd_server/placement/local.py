@@ -14,43 +14,52 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import IO
 
 from torchd_server.environment import passed_on
 from torchd_server.faults import fault
-from torchd_server.placement.base import Exit, WorkerSpec
+from torchd_server.placement.base import Exit, Output, WorkerSpec
 
 LINE_BYTES = 8 * 1024
 LINES_PER_SECOND = 1000
 SOCKET_BUFFER_BYTES = 1024 * 1024
-Output = Callable[[str, str], None]
 
 
 class LocalPlacement:
-    """Starts workers here."""
+    """Starts workers that are one process."""
 
     def __init__(self, environment: Mapping[str, str], allowed: str | None, hidden: str = "") -> None:
         """`allowed` and `hidden` are expressions that the names of variables match in full; None allows all."""
         self._environment = passed_on(environment, allowed, hidden)
 
-    async def launch(self, spec: WorkerSpec, output: Output) -> LocalProcess:
+    async def launch(self, spec: WorkerSpec, output: Output) -> Sequence[LocalProcess]:
         """Starts one worker; must run in the main thread."""
+        return [await self.spawn(spec, 0, {**spec.environment, **spec.ranks[0]}, {}, output)]
+
+    async def spawn(
+        self,
+        spec: WorkerSpec,
+        rank: int,
+        environment: Mapping[str, str],
+        inherited: Mapping[str, Sequence[socket.socket]],
+        output: Output,
+    ) -> LocalProcess:
+        """Starts one process of a worker. `inherited`: sockets it is given, by the option that tells it which."""
         fault("worker.spawn")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours, theirs = connected_sockets()
+        sockets = {"fd": [theirs], **inherited}
         try:
-            for end in (ours, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
             ours.setblocking(False)
             process = subprocess.Popen(  # noqa: ASYNC220 - a vfork of a millisecond; only the main thread may spawn
-                [str(spec.python or sys.executable), "-P", "-m", "torchd_workers", *_arguments(spec, theirs.fileno())],
+                [str(spec.python or sys.executable), "-P", "-m", "torchd_workers", *_arguments(spec, rank, sockets)],
                 cwd=spec.directory,
-                env={**self._environment, **_import_paths(self._environment), **spec.environment},
+                env={**self._environment, **_import_paths(self._environment), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=[end.fileno() for ends in sockets.values() for end in ends],
                 start_new_session=True,
             )
         except BaseException:
@@ -60,7 +69,7 @@ class LocalPlacement:
             theirs.close()
         started = LocalProcess(process, ours)
         try:
-            await started.read_output(output)
+            await started.read_output(partial(output, rank))
         except BaseException:  # nobody else knows of it yet
             started.kill()
             started.close()
@@ -68,9 +77,19 @@ class LocalPlacement:
         return started
 
 
-def _arguments(spec: WorkerSpec, fd: int) -> list[str]:
-    numbers = {"fd": fd, "incarnation": spec.incarnation, "rank": 0, "parent": os.getpid()}
-    return [word for name, number in numbers.items() for word in (f"--{name}", str(number))]
+def connected_sockets() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a socket between processes, large enough for a batch."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    return ends
+
+
+def _arguments(spec: WorkerSpec, rank: int, sockets: Mapping[str, Sequence[socket.socket]]) -> list[str]:
+    options: dict[str, Sequence[int]] = {name: [end.fileno() for end in ends] for name, ends in sockets.items()}
+    options |= {"incarnation": [spec.incarnation], "rank": [rank], "parent": [os.getpid()], "cores": spec.cores}
+    named = {f"--{name}": ",".join(map(str, numbers)) for name, numbers in options.items() if numbers}
+    return [word for option in named.items() for word in option]
 
 
 def _import_paths(environment: Mapping[str, str]) -> dict[str, str]:
@@ -108,7 +127,7 @@ class LocalProcess:
         for pipe in self._pipes:
             pipe.close()
 
-    async def read_output(self, output: Output) -> None:
+    async def read_output(self, output: Callable[[str, str], None]) -> None:
         """Drains its standard output and error from now on."""
         for name in ("stdout", "stderr"):
             pipe: IO[bytes] = getattr(self._process, name)
@@ -129,7 +148,7 @@ class LocalProcess:
 class _Lines(asyncio.Protocol):
     """Cuts a worker's output into lines of bounded length, and passes on so many a second."""
 
-    def __init__(self, stream: str, output: Output) -> None:
+    def __init__(self, stream: str, output: Callable[[str, str], None]) -> None:
         self._stream = stream
         self._output = output
         self._rest = b""

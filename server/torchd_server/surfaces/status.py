@@ -173,6 +173,8 @@ TABLE: dict[type[Exception], Row] = {
     errors.WorkerTimeout: Row(
         _C.DEADLINE_EXCEEDED, "WORKER_TIMEOUT", 500, "InternalServerException", lambda e: "Worker died."
     ),
+    # TorchServe's answer to every text with CUDA in it.
+    errors.DeviceLost: Row(_C.UNAVAILABLE, "DEVICE_LOST", 507, "InternalServerException", lambda e: "Out of resources"),
     errors.WorkerLost: Row(_C.UNAVAILABLE, "WORKER_DIED", 500, "InternalServerException", lambda e: "Worker died."),
     errors.NotSupported: Row(_C.UNIMPLEMENTED, "UNIMPLEMENTED", 501, "NotSupported"),
     Exception: Row(

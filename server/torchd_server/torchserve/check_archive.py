@@ -15,8 +15,9 @@ from pathlib import Path
 from torchd_archiver import mar
 from torchd_archiver.errors import ArchiveInvalid
 from torchd_archiver.manifest import DEFAULT_HANDLERS, Manifest
+from torchd_server import errors, parallelism
 from torchd_server.bounded_yaml import YamlInvalid, mapping_of
-from torchd_server.settings import MODEL_CONFIG_KEYS
+from torchd_server.settings import MODEL_CONFIG_KEYS, ModelSettings, SettingInvalid, merge_model_settings
 from torchd_server.torchserve.findings import Finding, Kind
 from torchd_server.torchserve.model_config import lenient
 
@@ -86,11 +87,13 @@ def _check_model_config(where: str, name: str, document: bytes) -> list[Finding]
         config = mapping_of(document)  # as the store reads it: what is refused there must be found here
     except YamlInvalid as error:
         return [Finding(Kind.REFUSED, where, f"{name} {error}")]
-    found = [Finding(Kind.NOTE, where, f"{name}: {warning}") for warning in lenient(config)[1]]
-    if config.get("parallelType"):
-        found.append(
-            Finding(Kind.DIFFERS, where, f"{name}: parallelType has no effect yet, one process runs the model")
-        )
+    read, warnings = lenient(config)
+    found = [Finding(Kind.NOTE, where, f"{name}: {warning}") for warning in warnings]
+    try:
+        without_effect = parallelism.check(merge_model_settings(ModelSettings(), read, {}), read)
+    except (errors.ArchiveInvalid, SettingInvalid) as error:  # as a register call would be
+        return [*found, Finding(Kind.REFUSED, where, f"{name}: {error}")]
+    found += [Finding(Kind.NOTE, where, f"{name}: {warning}") for warning in without_effect]
     for key in config.keys() - MODEL_CONFIG_KEYS.keys():
         meant = {known.lower(): known for known in MODEL_CONFIG_KEYS}
         near = difflib.get_close_matches(key.lower(), meant, 1, 0.85)

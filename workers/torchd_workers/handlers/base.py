@@ -15,8 +15,10 @@ import torch
 
 from torchd_workers.classes import classes_in
 from torchd_workers.context import Context
-from torchd_workers.handlers.devices import device_for
+from torchd_workers.handlers.devices import device_for, enter, moved
 from torchd_workers.handlers.labels import load_label_mapping
+from torchd_workers.handlers.optimize import Optimize, optimize_of
+from torchd_workers.handlers.precision import in_dtype
 from torchd_workers.handlers.profiling import is_profiler_enabled, profiler_for
 from torchd_workers.handlers.programs import is_onnx_session, load_compiled, load_onnx, run_onnx
 from torchd_workers.handlers.pt2 import compile_arguments
@@ -31,6 +33,7 @@ class BaseHandler:
 
     # A handler that takes one request at a time says False; the requests of a batch then come one after another.
     takes_batches = True
+    _optimize = Optimize()
 
     def __init__(self) -> None:
         self.model: Any = None
@@ -51,7 +54,9 @@ class BaseHandler:
         self.context = context
         self.manifest = context.manifest or {}
         self.model_yaml_config = context.model_yaml_config
+        self._optimize = optimize_of(self.model_yaml_config)
         self.device = device_for(context.system_properties.get("gpu_id"))
+        enter(self.device)
         self.map_location = self.device.type
         files = self.manifest.get("model", {})
         model_dir = context.system_properties["model_dir"]
@@ -67,7 +72,7 @@ class BaseHandler:
         """The batch as one tensor. Rows give their "data" or "body", as JSON if it came as bytes."""
         if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
             data = [_tensor_like(row) for row in data]
-        return torch.as_tensor(data, device=self.device)
+        return self._to_device(torch.as_tensor(data))
 
     @timed
     def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +80,7 @@ class BaseHandler:
         if is_onnx_session(self.model):
             return run_onnx(self.model, data)
         with torch.inference_mode():
-            return self.model(data.to(self.device), *args, **kwargs)
+            return self.model(self._to_device(data), *args, **kwargs)
 
     @timed
     def postprocess(self, data: Any) -> list[Any]:
@@ -197,8 +202,16 @@ class BaseHandler:
         elif path is not None and path.endswith(".pt"):
             model = self._load_torchscript_model(path)
         else:
-            return self._load_program(path)
-        return model.to(self.device).eval()
+            return self._in_dtype(self._load_program(path))
+        # Before it moves: the device need never hold the wider weights.
+        return self._in_dtype(model).to(self.device).eval()
+
+    def _in_dtype(self, model: Any) -> Any:
+        dtype = self._optimize.dtype
+        return model if dtype is None else in_dtype(model, dtype, self.device or torch.device("cpu"))
+
+    def _to_device(self, data: Any) -> Any:
+        return moved(data, self.device, self._optimize.pin_memory)
 
     def _load_program(self, path: str | None) -> Any:
         device = self.device or torch.device("cpu")

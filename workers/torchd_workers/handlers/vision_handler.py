@@ -40,7 +40,7 @@ class VisionHandler(BaseHandler):
     @timed
     def preprocess(self, data: Any) -> Any:
         """The images of the batch as one tensor: bytes of a file, its base64 as text, or a list of numbers."""
-        return stacked([self._image_tensor(payload_of(row)) for row in data]).to(self.device)
+        return self._to_device(stacked([self._image_tensor(payload_of(row)) for row in data]))
 
     def get_insights(self, tensor_data: Any, _: Any, target: Any = 0) -> Any:
         """The share of every pixel in the score of class `target`, by Integrated Gradients."""

@@ -1,4 +1,4 @@
-"""BasePippyHandler: base of the handlers that split a model with PiPPy."""
+"""BasePippyHandler: base of the handlers written for PiPPy, whose model runs as a pipeline over the worker's ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torchd_workers.context import Context
 from torchd_workers.handlers.base import BaseHandler
 from torchd_workers.handlers.distributed.pt_pippy import initialize_rpc_workers
-from torchd_workers.handlers.optional_libraries import library
 
 
 class BasePippyHandler(BaseHandler):
@@ -18,9 +17,10 @@ class BasePippyHandler(BaseHandler):
 
     def initialize(self, ctx: Context) -> None:
         """Joins the group."""
-        library("pippy", type(self).__name__, "torchpippy")
-        self.local_rank = int(os.environ["LOCAL_RANK"])
-        self.world_size = int(os.environ["WORLD_SIZE"])
-        device: Any = self.local_rank % torch.cuda.device_count()
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        # TorchServe's handlers take the bare number of the GPU; without one there is nothing to count.
+        gpus = torch.cuda.device_count()
+        device: Any = self.local_rank % gpus if gpus else torch.device("cpu")
         self.device = device
         initialize_rpc_workers(self.local_rank, self.world_size, ctx)

@@ -1,70 +1,79 @@
-"""PiPPy: a model split over processes. The library is retired; who still has it installed can use it."""
+"""The names that handlers written for PiPPy import, on torch.distributed.pipelining, where PiPPy went.
+
+There is no RPC between the ranks any more and no pickled object: the leader announces a step, tensors go from stage to
+stage. The entry `pippy` of model-config.yaml keeps its meaning, as far as there is something left to set.
+"""
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 from typing import Any
 
-import torch
-
 from torchd_workers.context import Context
-from torchd_workers.handlers.optional_libraries import library
+from torchd_workers.handlers.parallel.cutting import PipelinedModule, pipeline_of, run_as_pipeline
+from torchd_workers.handlers.parallel.ranks import Ranks, join_ranks
 
 logger = logging.getLogger(__name__)
 
-_WHAT = "splitting a model into a pipeline"
-
 
 def initialize_rpc_workers(local_rank: int, world_size: int, ctx: Context) -> None:
-    """Joins the group of processes, with `pippy: {rpc_timeout, num_worker_threads}` of model-config.yaml."""
-    library("pippy", _WHAT, "torchpippy")
+    """Joins the group of ranks; what a step waits for another rank at most is `pippy.rpc_timeout`, in seconds.
+
+    `pippy.num_worker_threads` was the number of RPC's threads. It must still be there, and says nothing now.
+    """
     options = _entry(ctx, "pippy", "rpc_timeout", "num_worker_threads")
-    rpc: Any = torch.distributed.rpc
-    backend = rpc.TensorPipeRpcBackendOptions(
-        num_worker_threads=options["num_worker_threads"], rpc_timeout=options["rpc_timeout"]
-    )
-    devices = torch.cuda.device_count()
-    for rank in range(world_size):
-        backend.set_device_map(f"worker{rank}", {local_rank % devices: rank % devices})
-    logger.info("rank %d joins %d others", local_rank, world_size - 1)
-    rpc.init_rpc(f"worker{local_rank}", rank=local_rank, world_size=world_size, rpc_backend_options=backend)
+    seconds = _number(options, "rpc_timeout")
+    _number(options, "num_worker_threads")
+    ranks = join_ranks(timeout_seconds=seconds)
+    if ranks.size != world_size:
+        raise ValueError(f"the handler asks for {world_size} ranks and its worker has {ranks.size}")
+    logger.info("rank %d of %d joined the others", local_rank, world_size)
 
 
 def get_pipeline_driver(model: Any, world_size: int, ctx: Context) -> Any:
-    """The model split into `world_size` stages, with the entries `pippy` and `handler` of model-config.yaml."""
-    pippy = library("pippy", _WHAT, "torchpippy")
+    """The model cut into `world_size` stages; called on every rank, and what it returns runs on rank 0.
+
+    With `pippy.model_type: HF` that is the model itself, `generate` included, else something that takes
+    `pippy.input_names`.
+    """
     options = _entry(ctx, "pippy", "input_names", "model_type")
+    _check_index(ctx)
+    ranks = join_ranks()
+    if ranks.size != world_size:
+        raise ValueError(f"the handler asks for {world_size} stages and its worker has {ranks.size} ranks")
+    chunks = _number({"chunks": options.get("chunks", 1)}, "chunks")
+    if options["model_type"] == "HF":
+        return run_as_pipeline(model, ranks, _group(ctx, ranks), int(chunks))
+    names = _names(options["input_names"])
+    return PipelinedModule(pipeline_of(model, ranks, _group(ctx, ranks), int(chunks), names), names)
+
+
+def _group(ctx: Context, ranks: Ranks) -> Any:
+    return getattr(ctx, "group", None) if ranks.size > 1 else None
+
+
+def _check_index(ctx: Context) -> None:
+    # TorchServe wants handler.model_path at any rate; its own documentation leaves it out.
+    if not (ctx.model_yaml_config.get("handler") or {}).get("index_filename"):
+        return
     handler = _entry(ctx, "handler", "model_path")
-    index = handler.get("index_filename")
-    index_path = os.path.join(handler["model_path"], index) if index else None
-    if index_path is not None and not os.path.isfile(index_path):
-        raise FileNotFoundError(f"handler.index_filename names {index_path}, which is not there")
-    is_huggingface = options["model_type"] == "HF"
-    hf = library("pippy.hf", _WHAT, "torchpippy") if is_huggingface else None
-    model.eval()
-    parameters = inspect.signature(model.forward).parameters.values()
-    fixed = {
-        parameter.name: parameter.default for parameter in parameters if parameter.name not in options["input_names"]
-    }
-    if is_huggingface and "bloom" in str(type(model)):
-        fixed.setdefault("deprecated_arguments", {})
-    driver, _ = pippy.all_compile(
-        model,
-        num_ranks=world_size,
-        num_chunks=options.get("chunks", 1),
-        schedule="FillDrain",
-        split_policy=pippy.split_into_equal_size(world_size),
-        tracer=hf.PiPPyHFTracer() if hf else None,
-        concrete_args=fixed,
-        index_filename=index_path,
-        checkpoint_prefix=None,
-    )
-    if hf is None:
-        return driver
-    hf.inject_pipeline_forward(model, driver)
-    return model
+    path = os.path.join(handler["model_path"], handler["index_filename"])
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"handler.index_filename names {path}, which is not there")
+
+
+def _names(value: Any) -> list[str]:
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"pippy.input_names is {value!r}; it must be a list of the names of the model's inputs")
+    return value
+
+
+def _number(options: dict[str, Any], key: str) -> float:
+    value = options[key]
+    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        raise ValueError(f"pippy.{key} is {value!r}; it must be a number above 0")
+    return value
 
 
 def _entry(ctx: Context, name: str, *keys: str) -> dict[str, Any]:

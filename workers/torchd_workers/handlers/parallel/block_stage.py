@@ -47,11 +47,6 @@ class BlockStage:
         if not self._is_last:
             last.register_forward_hook(self._leave)
 
-    @property
-    def can_cache(self) -> bool:
-        """Whether the model generates with a cache of keys and values."""
-        return "past_key_values" in self._takes and hasattr(self._model, "generate")
-
     def shape_key(self, inputs: Tensors) -> tuple[Any, ...]:
         """See Stage."""
         return tuple(inputs["input_ids"].shape)

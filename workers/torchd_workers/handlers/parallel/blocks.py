@@ -16,7 +16,8 @@ class CannotCut(ValueError):
     """The model does not fall into stages."""
 
     def __init__(self, model: object, reason: str) -> None:
-        super().__init__(f"{type(model).__name__} cannot be cut into a pipeline: {reason}")
+        name = model if isinstance(model, str) else type(model).__name__
+        super().__init__(f"{name} cannot be cut into a pipeline: {reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,8 @@ class _Run:
 
     def __init__(self, model: torch.nn.Module, path: str) -> None:
         skeleton = skeleton_of(model).eval()
+        config: Any = skeleton.config
+        config.pad_token_id = None  # else models look for it among the inputs, which have no values here
         blocks: Any = skeleton.get_submodule(path)
         self._model, self._blocks_run, self._made = model, 0, [torch.Tensor()]
         called: dict[bool, list[str]] = {False: [], True: []}

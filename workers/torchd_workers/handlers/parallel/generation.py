@@ -5,12 +5,14 @@ What the leader says is one tensor for each step, so that no rank waits in a col
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from torchd_workers.handlers.optional_libraries import library
 from torchd_workers.handlers.parallel.ranks import Ranks
 from torchd_workers.handlers.parallel.sampling import Chooser, Sampling
 
@@ -29,16 +31,56 @@ class LeaderFailed(RuntimeError):
     """The leader's part of a step failed; on the leader the cause says how."""
 
 
-class Read(Protocol):
-    """Reads tokens behind those it has read: the logits of what follows the last, on the leader at least."""
+class NextTokens(Protocol):
+    """What the model says of the next token of each text: a row of logits each, on the leader at least."""
 
-    def __call__(self, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """The mask covers all tokens so far, with 0 where a shorter prompt is filled up; positions count the others."""
+    def first(self, prompts: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """After the prompts, which are padded on the left; the mask is 1 where there is a token."""
+
+    def next(self, tokens: torch.Tensor) -> torch.Tensor:
+        """After one more token of each text."""
+
+
+class Cached:
+    """Remembers the keys and values of what was read, so that a step reads one token of each text."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        parameters = inspect.signature(model.forward).parameters
+        # Logits of the last token only: those of a long prompt would be the largest tensor of all.
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        self._takes_positions = "position_ids" in parameters
+        self._cache: Any = None
+        self._mask = torch.empty(0)
+
+    def first(self, prompts: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Reads the prompts."""
+        self._cache = library("transformers", "generating text", "'torchd[torch]'").DynamicCache()
+        self._mask = mask
+        return self._read(prompts, (mask.cumsum(dim=-1) - 1).clamp(min=0))
+
+    def next(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Reads one token of each text."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=-1)
+        return self._read(tokens.unsqueeze(-1), self._mask.sum(dim=-1, keepdim=True) - 1)
+
+    def _read(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        placed = {"position_ids": positions} if self._takes_positions else {}
+        output = self._model(
+            input_ids=tokens,
+            attention_mask=self._mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            **placed,
+            **self._options,
+        )
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
 
 
 def write(
     texts: Sequence[Text],
-    read: Read,
+    model: NextTokens,
     ranks: Ranks,
     *,
     ends: Collection[int],
@@ -53,16 +95,15 @@ def write(
     """
     with torch.inference_mode():
         leader = _Leader(texts, ranks, set(ends), pad, is_over, on_token) if ranks.is_leader else None
-        tokens, mask = padded([text.prompt for text in texts], pad, ranks.device)
-        logits = read(tokens, mask, (mask.cumsum(dim=-1) - 1).clamp(min=0))
+        logits = model.first(*padded([text.prompt for text in texts], pad, ranks.device))
         while True:
             said = torch.zeros((2, len(texts)), dtype=torch.int64, device=ranks.device)
             if leader is not None:
                 said.copy_(torch.tensor(leader.choose(logits)))
-            chosen, states = ranks.from_leader(said).tolist()
+            tokens, states = ranks.from_leader(said).tolist()
             if _FAILED in states:
                 raise LeaderFailed("the leader could not choose the next tokens") from leader and leader.failure
-            for row, (text, token, state) in enumerate(zip(texts, chosen, states, strict=True)):
+            for row, (text, token, state) in enumerate(zip(texts, tokens, states, strict=True)):
                 if text.why:
                     continue
                 text.why = _STATES[state]
@@ -72,8 +113,7 @@ def write(
                         leader.tell(row, token)
             if all(text.why for text in texts):
                 return
-            mask = torch.cat([mask, mask.new_ones(len(texts), 1)], dim=-1)
-            logits = read(said[0].unsqueeze(-1), mask, mask.sum(dim=-1, keepdim=True) - 1)
+            logits = model.next(said[0])
 
 
 def padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

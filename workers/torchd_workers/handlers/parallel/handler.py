@@ -12,14 +12,15 @@ from torchd_workers.context import Context
 from torchd_workers.handlers.optional_libraries import library
 from torchd_workers.handlers.parallel.asked import asked_by
 from torchd_workers.handlers.parallel.model_path import model_path
-from torchd_workers.handlers.parallel.models import RunningModel, load_alike, load_in_stages
+from torchd_workers.handlers.parallel.models import RunningModel, load_alike
 from torchd_workers.handlers.parallel.ranks import join_ranks
+from torchd_workers.handlers.parallel.staged_models import load_in_stages
 from torchd_workers.handlers.parallel.tasks import TASKS, Task
 from torchd_workers.handlers.rows import BadInput
 
 logger = logging.getLogger(__name__)
 
-LOADERS: dict[str, Callable[..., RunningModel]] = {"": load_alike, "pp": load_in_stages, "tp": load_alike}
+LOADERS: dict[str, Callable[..., RunningModel]] = {"": load_alike, "tp": load_alike, "pp": load_in_stages}
 _DTYPES = ("float32", "float16", "bfloat16", "auto")
 
 

@@ -12,19 +12,19 @@ def shares(weights: Sequence[int], stages: int, before: int = 0, after: int = 0)
         raise ValueError(f"{len(weights)} parts cannot be shared by {stages} stages; each needs one at least")
     until = [0, *accumulate(weights)]
 
-    def heaviest(stage: int, first: int, last: int) -> int:
+    def weight(stage: int, first: int, last: int) -> int:
         extra = before * (stage == 0) + after * (stage == stages - 1)
         return until[last] - until[first] + extra
 
-    # best[end]: the lightest heaviest stage when the stages so far share the parts before `end`, and where they are cut
-    best: dict[int, tuple[int, list[int]]] = {0: (0, [0])}
+    # best[end], when the stages so far share the parts before `end`: the heaviest, how uneven they are, the cuts
+    best: dict[int, tuple[int, int, list[int]]] = {0: (0, 0, [0])}
     for stage in range(stages):
         best = {
             end: min(
-                (max(worst, heaviest(stage, cuts[-1], end)), [*cuts, end])
-                for start, (worst, cuts) in best.items()
+                (max(worst, own := weight(stage, start, end)), uneven + own * own, [*cuts, end])
+                for start, (worst, uneven, cuts) in best.items()
                 if start < end
             )
             for end in range(stage + 1, len(weights) - (stages - stage - 1) + 1)
         }
-    return [range(first, last) for first, last in pairwise(best[len(weights)][1])]
+    return [range(first, last) for first, last in pairwise(best[len(weights)][2])]

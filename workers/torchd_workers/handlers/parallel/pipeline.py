@@ -78,7 +78,9 @@ class Pipeline:
         """Leader: the number of a generation whose steps share their caches."""
         return next(self._numbers)
 
-    def step(self, inputs: Tensors, options: Mapping[str, Any] | None = None, run: int | None = None) -> dict[str, torch.Tensor]:
+    def step(
+        self, inputs: Tensors, options: Mapping[str, Any] | None = None, run: int | None = None
+    ) -> dict[str, torch.Tensor]:
         """Leader: the model's outputs for a batch. `options` are other arguments of its forward, such as JSON takes."""
         rows, chunks, padded = self._cut(inputs)
         options = dict(options or {})
@@ -86,6 +88,8 @@ class Pipeline:
         self._forget(over)
         work = _Work(_chunks_of(padded, chunks), options, self._caches(run, chunks))
         # Before anybody is told: most of what can be wrong with a request is found in the first stage.
+        if self._key(work) not in self._schedules:
+            self.stage.borders(work.inputs[0])
         work.ahead = self._first(work)
         if self._group is not None:
             arguments = {"facts": facts_of(padded), "chunks": chunks, "options": options, "run": run, "over": over}
@@ -123,10 +127,12 @@ class Pipeline:
         self.stage.reorder(self._known(arguments["run"]), rows)
 
     def _cut(self, inputs: Tensors) -> tuple[int, int, dict[str, torch.Tensor]]:
-        """How many rows there are, how many microbatches, and the inputs with rows enough for microbatches of one size."""
+        """How many rows and microbatches there are, and the inputs with rows enough for microbatches of one size."""
         rows = max((len(one) for one in inputs.values() if one.ndim), default=0)
         if rows == 0:
-            raise ValueError("a batch without rows has no answer; the inputs are tensors whose first dimension counts them")
+            raise ValueError(
+                "a batch without rows has no answer; the inputs are tensors whose first dimension counts them"
+            )
         chunks = min(self._chunks, rows)
         total = -(-rows // chunks) * chunks
         padded = {}
@@ -134,7 +140,9 @@ class Pipeline:
             if one.ndim == 0 or len(one) not in (1, rows):
                 raise ValueError(f"the input {name} has the shape {list(one.shape)}; others have {rows} rows")
             whole = one.expand(rows, *one.shape[1:]).to(self.ranks.device)
-            padded[name] = torch.cat([whole, whole[-1:].expand(total - rows, *whole.shape[1:])]) if total > rows else whole
+            padded[name] = (
+                torch.cat([whole, whole[-1:].expand(total - rows, *whole.shape[1:])]) if total > rows else whole
+            )
         return rows, chunks, padded
 
     def _caches(self, run: int | None, chunks: int) -> Sequence[Any]:
@@ -159,8 +167,11 @@ class Pipeline:
             raise RunEnded(run)
         return self._runs[run]
 
+    def _key(self, work: _Work) -> tuple[Any, ...]:
+        return (len(work.inputs), *self.stage.shape_key(work.inputs[0]))
+
     def _schedule(self, work: _Work) -> _Schedule:
-        key = (len(work.inputs), *self.stage.shape_key(work.inputs[0]))
+        key = self._key(work)
         schedule = self._schedules.get(key)
         if schedule is None:
             schedule = self._schedules[key] = _Schedule(self.stage, self.ranks, work.inputs[0], len(work.inputs))
@@ -177,7 +188,9 @@ class Pipeline:
 class _Work:
     """One step's inputs, microbatch by microbatch, and what became of it on this rank."""
 
-    def __init__(self, inputs: Sequence[dict[str, torch.Tensor]], options: Mapping[str, Any], caches: Sequence[Any]) -> None:
+    def __init__(
+        self, inputs: Sequence[dict[str, torch.Tensor]], options: Mapping[str, Any], caches: Sequence[Any]
+    ) -> None:
         self.inputs = inputs
         self.options = options
         self.caches = caches
@@ -222,7 +235,9 @@ class _Schedule:
 class _StageModule(torch.nn.Module):
     """The stage as the library calls it: with what arrived, once for each microbatch in turn."""
 
-    def __init__(self, stage: Stage, ranks: Ranks, borders: tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]) -> None:
+    def __init__(
+        self, stage: Stage, ranks: Ranks, borders: tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
+    ) -> None:
         super().__init__()
         self._stage = stage
         self._ranks = ranks
@@ -259,7 +274,8 @@ class _StageModule(torch.nn.Module):
             except Exception as error:
                 if self._ranks.size == 1:
                     raise
-                # The others wait for this microbatch. They get zeros, nobody gets the result, and the ranks stay in step.
+                # The others wait for this microbatch. They get zeros, nobody gets what they make of them, and the
+                # ranks stay in step.
                 work.error = error
         return tuple(torch.zeros(one.shape, dtype=one.dtype, device=self._ranks.device) for one in self.borders[1])
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 
+Model = TypeVar("Model", bound=torch.nn.Module)
 
-def skeleton_of(model: torch.nn.Module) -> torch.nn.Module:
+
+def skeleton_of(model: Model) -> Model:
     """A copy of the model whose tensors have shapes and no memory; what the model shares, the copy shares."""
     known: dict[int, object] = {}
     for tensor in _tensors(model):

@@ -32,7 +32,7 @@ class StageCache(DynamicCache):
         """Where the first query stands."""
         return int(super().get_query_offset(self._answering(layer_idx)))
 
-    def take_rows(self, rows: torch.Tensor) -> None:
+    def take_rows(self, rows: Any) -> None:
         """Keeps these rows of the batch, in this order (beam search)."""
         for index in self._own:
             self.layers[index].reorder_cache(rows)
@@ -45,13 +45,18 @@ class StageCache(DynamicCache):
 
 
 class GeneratedSoFar(Cache):
-    """What transformers' `generate` holds in place of a cache: how much the stages have seen, and who can reorder it."""
+    """What transformers' `generate` holds in place of a cache: how much the stages have seen, and how to reorder it."""
 
     def __init__(self, run: int, reorder: Callable[[torch.Tensor], None]) -> None:
         super().__init__(layers=[])
         self.run = run
         self.seen = 0
         self._reorder = reorder
+
+    @property
+    def is_compileable(self) -> bool:
+        """No: the work is done elsewhere."""
+        return False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """How many tokens the stages have seen."""

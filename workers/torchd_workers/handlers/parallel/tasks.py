@@ -63,10 +63,10 @@ class TextGeneration:
             if piece and context.send_chunk is not None:
                 context.send_chunk(context, rows[index], _line({"text": piece}))
 
-        with self._model.reading() as read:
+        with self._model.reading() as next_tokens:
             write(
                 texts,
-                read,
+                next_tokens,
                 self._model.ranks,
                 ends=self._ends,
                 pad=self._pad,

@@ -34,7 +34,9 @@ def tensors_from(facts: Facts, body: memoryview, device: torch.device) -> dict[s
         size = math.prod(shape) * dtype.itemsize
         # A copy: the body's memory is the channel's, and may be read only.
         raw = torch.frombuffer(bytearray(body[start : start + size]), dtype=torch.uint8) if size else torch.empty(0)
-        tensors[name] = raw.view(dtype).reshape(shape).to(device) if size else torch.empty(shape, dtype=dtype, device=device)
+        tensors[name] = (
+            raw.view(dtype).reshape(shape).to(device) if size else torch.empty(shape, dtype=dtype, device=device)
+        )
         start += size
     return tensors
 
@@ -48,7 +50,9 @@ def send_tensors(tensors: Mapping[str, torch.Tensor], to: int, device: torch.dev
     """Sends named tensors to a rank that does not know how many there are, nor how they look."""
     head = json.dumps(facts_of(tensors)).encode()
     if len(head) > _HEAD_BYTES:
-        raise ValueError(f"{len(tensors)} tensors are too many for one result: their names and shapes take {len(head)} bytes")
+        raise ValueError(
+            f"{len(tensors)} tensors are too many for one result: their names and shapes take {len(head)} bytes"
+        )
     distributed.send(torch.frombuffer(bytearray(head.ljust(_HEAD_BYTES)), dtype=torch.uint8).to(device), to)
     for one in tensors.values():
         if one.numel():
