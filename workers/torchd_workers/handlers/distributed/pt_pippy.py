@@ -12,6 +12,7 @@ from typing import Any
 
 from torchd_workers.context import Context
 from torchd_workers.handlers.parallel.cutting import PipelinedModule, pipeline_of, run_as_pipeline
+from torchd_workers.handlers.parallel.pipeline import chunks_of
 from torchd_workers.handlers.parallel.ranks import Ranks, join_ranks
 
 logger = logging.getLogger(__name__)
@@ -42,11 +43,11 @@ def get_pipeline_driver(model: Any, world_size: int, ctx: Context) -> Any:
     ranks = join_ranks()
     if ranks.size != world_size:
         raise ValueError(f"the handler asks for {world_size} stages and its worker has {ranks.size} ranks")
-    chunks = _number({"chunks": options.get("chunks", 1)}, "chunks")
+    chunks = chunks_of(ctx)
     if options["model_type"] == "HF":
-        return run_as_pipeline(model, ranks, _group(ctx, ranks), int(chunks))
+        return run_as_pipeline(model, ranks, _group(ctx, ranks), chunks)
     names = _names(options["input_names"])
-    return PipelinedModule(pipeline_of(model, ranks, _group(ctx, ranks), int(chunks), names), names)
+    return PipelinedModule(pipeline_of(model, ranks, _group(ctx, ranks), chunks, names), names)
 
 
 def _group(ctx: Context, ranks: Ranks) -> Any:
