@@ -160,6 +160,10 @@ class Group:
             self._state = RankState.LOADED
             self._owner.group_loaded()
 
+    def leader_leaves(self, cause: errors.TorchdError) -> None:
+        """The leader has said why it leaves by itself; the others are of no use without it."""
+        self._blame(self.leader, cause)
+
     def rank_failed(self, rank: Rank, error: errors.LoadFailed) -> None:
         """A rank could not load. It leaves by itself; the others wait for it in vain."""
         self._blame(rank, error)

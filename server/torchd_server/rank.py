@@ -135,7 +135,7 @@ class Rank:
     def kill(self) -> None:
         """Ends its process; the exit leads to `rank_gone`, or the time in which the kernel did not let it go."""
         # The number of a process that has exited may be another's.
-        if self._process is not None and not self.is_gone:
+        if self._process is not None and not self._process.exited.done():
             self._process.kill()
             self._clock.call_at(self._clock.time() + ABANDON_SECONDS, self._go)
 

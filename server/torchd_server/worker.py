@@ -361,7 +361,7 @@ class Worker:
             logger.warning("no answer: %s", failure.message, extra=self.identity)
         error = error_of(failure)
         if isinstance(error, errors.DeviceLost):
-            self._cause = self._cause or error  # it leaves by itself
+            self._group.leader_leaves(error)
         request.finish(error)
         self._left(request, failure.end_of_step)
 

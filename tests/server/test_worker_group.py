@@ -45,7 +45,7 @@ from torchd_server.batching.policy import BatchPolicy
 from torchd_server.batching.queues import Fifo
 from torchd_server.batching.waits import AdaptiveWait
 from torchd_server.metrics import Metrics
-from torchd_server.placement.base import Output, WorkerSpec
+from torchd_server.placement.base import Exit, Output, WorkerSpec
 from torchd_server.rank import ABANDON_SECONDS, RankState
 from torchd_server.request import Request, State
 from torchd_server.worker import HANG_GRACE_SECONDS, STACK_DUMP_SECONDS, Worker, WorkerPlan, WorkerState
@@ -199,6 +199,19 @@ async def test_the_death_of_one_rank_in_mid_batch_is_the_death_of_all(victim: in
 
 
 @in_loop
+async def test_a_leader_whose_device_is_lost_leaves_by_itself_and_the_others_are_killed() -> None:
+    """G02: they wait for it in a collective."""
+    bench = Bench()
+    worker, (leader, follower), _ = await bench.running()
+    leader.say(Failure(1, "DeviceLost", "device-side assert"))
+    await until(lambda: follower.was_killed)
+    assert not leader.was_killed
+    leader.exit(71)
+    assert isinstance(await bench.end(worker), errors.DeviceLost)
+    assert isinstance(bench.requests[0].error, errors.DeviceLost)
+
+
+@in_loop
 async def test_the_death_of_a_follower_hands_back_what_had_not_begun() -> None:
     """W04, P04."""
     bench = Bench()
@@ -281,7 +294,7 @@ async def test_a_load_that_fails_on_rank_1_is_told_with_its_traceback_and_ends_t
 
 @in_loop
 async def test_the_first_rank_that_fails_to_load_is_the_one_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """The leader fails for want of the other; its exit, heard before its words, changes nothing."""
+    """The leader fails for want of the other."""
     caplog.set_level(logging.INFO)
 
     async def runs_out_of_memory(process: FakeWorker) -> None:
@@ -304,6 +317,34 @@ async def test_the_first_rank_that_fails_to_load_is_the_one_that_is_told(caplog:
     with pytest.raises(errors.OutOfMemory, match="rank 1: CUDA out of memory"):
         await start
     assert "rank 0: Connection closed by peer" in caplog.text
+    await bench.end(worker)
+
+
+@pytest.mark.parametrize("words", [[], [LoadFailed("LoadFailed", "no shard")]], ids=["without a word", "with words"])
+@in_loop
+async def test_a_rank_that_dies_while_loading_is_told_whatever_the_others_say_of_it(words: list[Message]) -> None:
+    """W03: its exit may be heard before its words, and before those of a leader that misses it."""
+
+    async def misses_the_other(process: FakeWorker) -> None:
+        process.is_immortal = True
+        process.hello()
+        await until(lambda: process.was_killed)
+        process.say(LoadFailed("LoadFailed", "Connection closed by peer"))
+        await turns()
+        follower = bench.placement.launched[1]
+        follower.say(*words)
+        await turns()
+        assert follower._transport is not None
+        follower._transport.close()
+        process.exit(1)
+
+    bench = Bench(misses_the_other, says_hello)
+    worker = bench.worker()
+    start = asyncio.ensure_future(worker.start())
+    await until(lambda: worker.state is WorkerState.LOADING)
+    bench.placement.launched[1].exited.set_result(Exit(-11))
+    with pytest.raises(errors.TorchdError, match="rank 1: no shard" if words else "rank 1: .*SIGSEGV"):
+        await start
     await bench.end(worker)
 
 

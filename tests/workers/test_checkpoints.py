@@ -27,6 +27,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from torchd_protos.frames import Reply
 from torchd_workers.handlers.parallel.checkpoints import (
     Checkpoint,
     CheckpointUnusable,
@@ -37,6 +38,7 @@ from torchd_workers.handlers.parallel.checkpoints import (
     keeps_prefixes,
     load_model,
     plan_for,
+    report_of,
     slice_of_rank,
 )
 from torchd_workers.handlers.parallel.load_progress import LoadProgress
@@ -267,6 +269,41 @@ def test_a_rank_that_is_none_and_a_dimension_that_is_none_are_refused() -> None:
         slice_of_rank((4,), 1, 0, 2)
 
 
+def test_a_stage_of_experts_is_made_of_its_own_tensors_only(tmp_path: Path) -> None:
+    """The weights of a layer's experts are one weight each in the model, and eleven tensors in the checkpoint."""
+    model = made("mixtral")
+    empty = empty_model(saved(model, tmp_path))
+    with Checkpoint(tmp_path) as checkpoint:
+        filled = fill(empty, checkpoint, keep=keeps_prefixes("model.layers.1"))
+    assert is_empty(empty.model.layers[0])
+    experts, whole = empty.model.layers[1].mlp.experts, model.model.layers[1].mlp.experts
+    assert torch.equal(experts.gate_up_proj, whole.gate_up_proj)
+    assert torch.equal(experts.down_proj, whole.down_proj)
+    assert filled.bytes_kept == sum(weight.nbytes for weight in model.model.layers[1].parameters())
+
+
+def test_a_rank_gets_its_slice_of_experts(tmp_path: Path) -> None:
+    model = made("mixtral")
+    empty = empty_model(saved(model, tmp_path))
+
+    def shard(name: str, shape: torch.Size) -> tuple[slice, ...] | None:
+        return slice_of_rank(shape, 0, rank=1, ranks=2) if ".experts." in name else None
+
+    with Checkpoint(tmp_path) as checkpoint:
+        fill(empty, checkpoint, shard=shard)
+    assert torch.equal(empty.model.layers[0].mlp.experts.down_proj, model.model.layers[0].mlp.experts.down_proj[6:])
+
+
+def test_what_is_done_to_a_view_of_a_file_does_not_reach_the_file(tmp_path: Path) -> None:
+    """Handlers may change weights; other workers have the same pages."""
+    model = made("llama")
+    changed = load_model(saved(model, tmp_path))
+    with torch.no_grad():
+        for weight in changed.parameters():
+            weight.zero_()
+    assert torch.equal(logits(load_model(tmp_path)), logits(model))
+
+
 def test_a_plain_module_is_filled_too(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     save_file({name: value + 1 for name, value in model.state_dict().items()}, tmp_path / "model.safetensors")
@@ -418,12 +455,12 @@ def test_progress_is_told_at_most_twice_a_second_and_at_the_end(caplog: pytest.L
     caplog.set_level("INFO")
     now = 0.0
     told: list[tuple[int, str]] = []
-    progress = LoadProgress(4000, lambda percent, text: told.append((percent, text)), clock=lambda: now)
+    progress = LoadProgress(4_000_000, lambda percent, text: told.append((percent, text)), clock=lambda: now)
     for step in range(40):
         now = step * 0.1
-        progress.advance(100, f"shard {step}")
+        progress.advance(100_000, f"shard {step}")
     assert [percent for percent, _ in told] == [2, 15, 27, 40, 52, 65, 77, 90, 100]
-    assert told[-1][1] == "weights: 0.00 of 0.00 GB loaded, from shard 39"
+    assert told[-1][1] == "4.00 of 4.00 MB of weights loaded, now from shard 39"
     assert [record.message.split("%")[0] for record in caplog.records] == [str(tenth * 10) for tenth in range(1, 11)]
 
 
@@ -432,3 +469,43 @@ def test_a_load_tells_how_far_it_is(tmp_path: Path) -> None:
     load_model(saved(made("llama"), tmp_path), progress=lambda percent, text: told.append((percent, text)))
     assert told[-1][0] == 100
     assert "model-0000" in told[-1][1]
+
+
+HANDLER = """
+import torch
+from torchd_workers.handlers.parallel.checkpoints import load_model, report_of
+from torchd_workers.handlers.parallel.model_path import model_path
+
+
+class Handler:
+    def initialize(self, context):
+        self.model = load_model(model_path(context), progress=report_of(context))
+
+    def handle(self, data, context):
+        with torch.inference_mode():
+            return [self.model(torch.tensor([[5, 6, 7, 8, 9]])).logits.sum().item() for _ in data]
+"""
+
+
+def test_a_handler_of_ones_own_loads_in_a_worker_as_the_page_says(loaded: Callable[..., Any], tmp_path: Path) -> None:
+    """docs/large_models.md."""
+    model = made("llama")
+    saved(model, tmp_path / "weights")
+    (tmp_path / "handler.py").write_text(HANDLER)
+    worker = loaded(tmp_path, config_json=json.dumps({"handler": {"model_path": "weights"}}), threads=1)
+    answer = worker.ask(b"")
+    assert isinstance(answer, Reply)
+    assert float(bytes(answer.body)) == pytest.approx(logits(model)[0].sum().item(), abs=1e-3)
+
+
+def test_a_context_that_tells_progress_is_asked_to() -> None:
+    class Telling:
+        def report_progress(self, percent: float, text: str = "") -> None:
+            told.append((percent, text))
+
+    told: list[tuple[float, str]] = []
+    report = report_of(Telling())
+    assert report is not None
+    report(7, "weights")
+    assert told == [(7, "weights")]
+    assert report_of(object()) is None

@@ -11,6 +11,7 @@ import pytest
 from harness.eventually import eventually
 
 from torchd_protos.frames import Cancel, Failure, LoadFailed, Log, Metric, Progress, Reply, Settings, Started, Unload
+from torchd_workers.aftermath import DEVICE_LOST
 from torchd_workers.channel import PROTOCOL_FAILURE
 
 # Only the leader answers: what a call was like on each rank is read from a file of that rank.
@@ -226,6 +227,49 @@ def test_a_leader_that_failed_alone_answers_its_clients_and_leaves(grouped) -> N
     assert status == PROTOCOL_FAILURE
     assert "the ranks are out of step: call 1 of the handler raised on rank 0 and did not on rank 1" in told
     assert group.followers[0].end()[0] == PROTOCOL_FAILURE
+
+
+DEVICES = """
+import types
+
+class AcceleratorError(RuntimeError):
+    pass
+
+cuda = types.SimpleNamespace(is_initialized=lambda: True, empty_cache=lambda: NOTED.append("emptied"))
+sys.modules["torch"] = types.SimpleNamespace(cuda=cuda, AcceleratorError=AcceleratorError)
+NOTED = []
+
+def lose():
+    raise AcceleratorError("device-side assert triggered")
+
+def answer(self, texts, context):
+    self.note(texts, NOTED)
+    if texts == ["memory"]:
+        raise MemoryError
+    if texts == ["lost"]:
+        cuda.synchronize = lose if self.rank else lambda: None
+        raise AcceleratorError("collective has failed")
+    return texts
+"""
+
+
+def test_every_rank_frees_its_memory_when_there_was_not_enough(grouped, tmp_path) -> None:
+    """G01."""
+    group = grouped(NOTES + DEVICES)
+    assert group.leader.ask(b"memory").kind == "OutOfMemory"
+    group.leader.ask(b"fine")
+    group.unload()
+    assert notes(tmp_path, 0) == notes(tmp_path, 1) == [[["memory"], []], [["fine"], ["emptied"]]]
+
+
+def test_a_follower_that_lost_its_device_ends_the_group(grouped) -> None:
+    """G02."""
+    group = grouped(NOTES + DEVICES)
+    group.leader.send_batch(b"lost")
+    assert isinstance(group.leader.until(Reply, Failure), Failure)
+    status, _, told = group.followers[0].end()
+    assert status == DEVICE_LOST
+    assert "the device cannot be used by this process any more" in told
 
 
 @pytest.mark.parametrize(("act", "raised"), [(b"1 raise", "ValueError: no such colour"), (b"1 exit", "SystemExit: 5")])

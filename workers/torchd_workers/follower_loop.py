@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torchd_protos.frames import Batch, Item, Load, Message, Outcome, Settings, Step, Task, Unload
+from torchd_protos.frames import Batch, Failure, Item, Load, Message, Outcome, Settings, Step, Task, Unload
+from torchd_workers.aftermath import recover
 from torchd_workers.channel import Channel, RunningRequest
 from torchd_workers.context import Context, RequestProcessor
 from torchd_workers.device import ComputeThreads
-from torchd_workers.failures import user_traceback
+from torchd_workers.failures import failure_of, user_traceback
 from torchd_workers.follower import FollowerGroup
 from torchd_workers.group import OutOfStep
 from torchd_workers.handler import Handler
@@ -68,14 +69,17 @@ class FollowerLoop:
         requests = [RunningRequest(item.request, item.remaining_ms) for item in items]
         processors = [RequestProcessor(headers_of(item.call)) for item in items]
         self._group.calls += 1
+        failures: list[Failure] = []
         try:
             context.begin({at: item.call.request_id for at, item in enumerate(items)}, processors, requests)
             context.agree()
             self._handler([row_of(item.call, self._load.decode_input) for item in items])
         except BaseException as error:  # user code may raise anything; what it means depends on the leader
             self._group.fail(user_traceback(error, self._load.directory))
+            failures.append(failure_of(error, 0, self._load.directory))
         for request in requests:
             request.finished = True
+        recover(self._channel, failures)
 
     def _run(self, task: Task) -> None:
         self._threads.apply()

@@ -12,6 +12,7 @@ HANDLERS = {
         "image_classifier": "image_classifier",
         "image_segmenter": "image_segmenter",
         "object_detector": "object_detector",
+        "parallel_handler": "parallel.handler",
         "text_classifier": "text_classifier",
         "text_handler": "text_handler",
         "traced_handler": "traced",

@@ -1,1 +1,1 @@
-"""Models larger than one device: a model split over the ranks of its worker."""
+"""Models that are larger than one device: loading their checkpoints, splitting them over the ranks of a group."""

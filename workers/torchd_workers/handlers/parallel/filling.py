@@ -152,7 +152,8 @@ class _Filling:
             return True
         # The others it makes are beside the first, in the same module.
         module = source.weight.rpartition(".")[0].rpartition(".")[0]
-        return any(self.keep(name) and name.startswith(module) for name in self._parameters)
+        beside = f"{module}." if module else ""
+        return any(name.startswith(beside) and self.keep(name) for name in self._parameters)
 
     def total_bytes(self) -> int:
         """The bytes that the kept weights have in the files."""

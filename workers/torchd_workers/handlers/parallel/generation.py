@@ -78,27 +78,6 @@ class Cached:
         return logits
 
 
-class Recomputed:
-    """Reads everything again for each token: for models that keep nothing between calls."""
-
-    def __init__(self, forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-        self._forward = forward
-        self._tokens = torch.empty(0)
-        self._mask = torch.empty(0)
-
-    def first(self, prompts: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Reads the prompts."""
-        self._tokens, self._mask = prompts, mask
-        return self._forward(prompts, mask)[:, -1]
-
-    def next(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Reads the prompts and all tokens since."""
-        return self.first(
-            torch.cat([self._tokens, tokens.unsqueeze(-1)], dim=-1),
-            torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=-1),
-        )
-
-
 def write(
     texts: Sequence[Text],
     model: NextTokens,

@@ -12,7 +12,6 @@ logger = logging.getLogger(__name__)
 # Percent and a text, as context.report_progress takes them.
 Report = Callable[[int, str], None]
 INTERVAL_SECONDS = 0.5
-GIGABYTE = 1e9
 
 
 def report_of(context: Any) -> Report | None:
@@ -35,7 +34,7 @@ class LoadProgress:
         self._total_bytes = max(total_bytes, 1)
         self._report = report
         self._clock = clock
-        self._what = what
+        self._unit, self._unit_bytes = ("GB", 1e9) if total_bytes >= 1e9 else ("MB", 1e6)
         self._next_report = clock()
         self._logged_tenths = 0
 
@@ -43,8 +42,8 @@ class LoadProgress:
         """So many bytes more have come, out of this file."""
         self.done_bytes += count
         percent = min(100 * self.done_bytes // self._total_bytes, 100)
-        done, total = self.done_bytes / GIGABYTE, self._total_bytes / GIGABYTE
-        text = f"{self._what}: {done:.2f} of {total:.2f} GB loaded, from {shard}"
+        done, total = self.done_bytes / self._unit_bytes, self._total_bytes / self._unit_bytes
+        text = f"{done:.2f} of {total:.2f} {self._unit} of weights loaded, now from {shard}"
         now = self._clock()
         if self._report is not None and (now >= self._next_report or percent == 100):
             self._next_report = now + INTERVAL_SECONDS
