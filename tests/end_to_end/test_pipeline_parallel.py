@@ -1,4 +1,4 @@
-"""Models in stages through a daemon: the documentation's PiPPy handler, torchd's own, a rank that dies (field.md row 40)."""
+"""Models in stages through a daemon: the documentation's PiPPy handler, our own, a rank that dies (field.md row 40)."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,19 @@ def test_a_transformers_model_stays_itself_and_generates() -> None:
     model, whole = tiny_models.decoder("bloom"), tiny_models.decoder("bloom")
     driver = get_pipeline_driver(model, 1, context())
     assert driver is model
+    ids = torch.tensor([[5, 9, 31]])
+    assert driver.generate(ids, max_new_tokens=5).tolist() == whole.generate(ids, max_new_tokens=5).tolist()
+
+
+def test_a_model_without_weights_is_read_from_its_checkpoint(tmp_path: Path) -> None:
+    """As TorchServe's examples make large ones: on the meta device, with handler.model_path beside."""
+    whole = tiny_models.decoder("llama")
+    whole.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        empty = type(whole)(whole.config)
+    with pytest.raises(ValueError, match=r"lacks handler\.model_path"):
+        get_pipeline_driver(empty, 1, context())
+    driver = get_pipeline_driver(empty, 1, context(handler={"model_path": str(tmp_path)}))
     ids = torch.tensor([[5, 9, 31]])
     assert driver.generate(ids, max_new_tokens=5).tolist() == whole.generate(ids, max_new_tokens=5).tolist()
 
