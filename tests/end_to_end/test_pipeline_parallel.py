@@ -1,4 +1,4 @@
-"""Models in stages through a daemon: the documentation's PiPPy handler, torchd's own, a rank that dies (G01, G03)."""
+"""Models in stages through a daemon: the documentation's PiPPy handler, our own, a rank that dies (field.md row 40)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 import transformers
-from faults.arena import wait_workers
+from faults.arena import worker_pids
 from harness.archives import MODELS
 from harness.daemon import Daemon
 from harness.eventually import eventually
@@ -23,7 +23,15 @@ from harness.surfaces import SURFACES
 from torchd_archiver.packing import PackRequest, pack
 
 PROMPTS = ["to be", "or not to be, that is", "the question", "whether"]
-HANDLER = "from torchd_workers.handlers.parallel.handler import ParallelHandler\n"
+HANDLER = """
+from torchd_workers.handlers.parallel.handler import ParallelHandler
+
+
+class Handler(ParallelHandler):
+    pass
+"""
+# Two ranks load torch and transformers, on a machine with other things to do.
+LOADING = 90.0
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +104,7 @@ def test_the_documented_handler_answers_and_comes_back_after_a_rank_died(served:
     """Over both surfaces, four together; then rank 1 is killed, and another worker answers."""
     wanted = whole(checkpoint, PROMPTS)
     with SURFACES["grpc"](served) as grpc, SURFACES["rest"](served) as rest, ThreadPoolExecutor(4) as crowd:
-        wait_workers(grpc, 1, "bloom")
+        eventually(lambda: worker_pids(grpc, "bloom"), within=LOADING)
         for client in (grpc, rest):
             answers = list(crowd.map(lambda prompt, client=client: client.predict("bloom", prompt.encode()), PROMPTS))
             assert [answer.error for answer in answers] == [None] * 4
@@ -106,7 +114,8 @@ def test_the_documented_handler_answers_and_comes_back_after_a_rank_died(served:
         os.kill(victim, signal.SIGKILL)
         eventually(lambda: not psutil.pid_exists(victim))
         assert eventually(lambda: rank(served, 1)) != victim
-        assert eventually(lambda: rest.predict("bloom", PROMPTS[0].encode()).body.decode()) == wanted[0]
+        eventually(lambda: worker_pids(grpc, "bloom"), within=LOADING)
+        assert rest.predict("bloom", PROMPTS[0].encode()).body.decode() == wanted[0]
 
 
 @pytest.mark.timeout(240)
@@ -126,9 +135,10 @@ def test_our_handler_streams_a_text_from_a_model_in_stages(tmp_path: Path, check
     [wanted] = whole(checkpoint, ["to be"])
     with Daemon(tmp_path, store=archive.parent, models=(f"bloom={archive.name}",)) as daemon:
         with SURFACES["grpc"](daemon) as client:
-            wait_workers(client, 1, "bloom")
+            eventually(lambda: worker_pids(client, "bloom"), within=LOADING)
             pieces = list(client.stream("bloom", json.dumps({"prompt": "to be", "stream": True}).encode()))
             said = [json.loads(line) for line in b"".join(pieces).splitlines()]
             assert len(pieces) > 2
-            assert said[-1]["finish_reason"] in ("length", "stop")
-            print(said, wanted)
+            assert said[-1]["finish_reason"] == "length"
+            assert said[-1]["generated_tokens"] == 20
+            assert "to be" + "".join(one["text"] for one in said) == wanted

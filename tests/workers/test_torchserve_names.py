@@ -311,7 +311,6 @@ def test_torchserves_protocol_is_refused_in_a_sentence():
         ("trt_llm_handler", "tensorrt_llm"),
         ("dali_handler", "nvidia"),
         ("dali_image_classifier", "nvidia"),
-        ("base_pippy_handler", "pippy"),
         ("base_deepspeed_handler", "deepspeed"),
     ],
 )
@@ -329,9 +328,6 @@ def test_a_function_without_its_library_says_so(tmp_path):
     if not importlib.util.find_spec("deepspeed"):
         with pytest.raises(RuntimeError, match="get_ds_engine needs deepspeed"):
             found("ts.handler_utils.distributed.deepspeed.get_ds_engine")(None, context)
-    if not importlib.util.find_spec("pippy"):
-        with pytest.raises(RuntimeError, match="splitting a model into a pipeline needs pippy"):
-            found("ts.handler_utils.distributed.pt_pippy.get_pipeline_driver")(None, 1, context)
     with pytest.raises(ValueError, match="no entry 'dali'"):
         found("ts.handler_utils.preprocess.dali.get_dali_pipeline")(context)
 

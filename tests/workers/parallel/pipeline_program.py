@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from frame_pipe import FramePipe
-from tiny_models import decoder, module
+from harness.tiny_models import decoder, module
 
 from torchd_workers.handlers.parallel.cutting import PipelinedModule, pipeline_of, run_as_pipeline
 from torchd_workers.handlers.parallel.generation import Text, write
@@ -179,6 +179,28 @@ def faults(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, 
     return said
 
 
+def broken(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, Any]:
+    """The last stage raises at the second step: that rank ends, and the leader does not wait for it."""
+    pipeline = pipeline_of(decoder(kind), ranks, group, chunks)
+    inputs = {"input_ids": torch.ones(2, 3, dtype=torch.long)}
+    if ranks.is_leader:
+        pipeline.step(inputs)
+        try:
+            pipeline.step(inputs)
+        except RuntimeError as error:
+            return {"leader": str(error)}
+        return {"leader": "answered"}
+    run, calls = pipeline.stage.run, iter(range(chunks))
+
+    def failing(*args: Any) -> Any:
+        if next(calls, None) is None:
+            raise MemoryError("no room for the second step")
+        return run(*args)
+
+    pipeline.stage.run = failing  # type: ignore[method-assign]
+    return {}
+
+
 def main(folder: Path, plan: list[str], chunks: int) -> None:
     torch.set_num_threads(1)
     ranks = join_ranks()
@@ -206,5 +228,6 @@ WAYS = {
     "encoder": encoder,
     "plain": plain,
     "faults": faults,
+    "broken": broken,
 }
 main(Path(sys.argv[1]), sys.argv[2].split(","), int(sys.argv[3]))

@@ -1,13 +1,18 @@
-"""Pipelines of two and three gloo ranks give what the model in one piece gives (field.md rows 37 and 39)."""
+"""Pipelines of two and three gloo ranks give what the model in one piece gives (field.md row 40)."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness.ranks import outputs, run_ranks
+
+# Each fixture runs all there is to run with so many ranks, in processes that load torch and transformers once.
+pytestmark = pytest.mark.timeout(300)
 
 PROGRAM = Path(__file__).with_name("pipeline_program.py")
 DECODERS = ("llama", "qwen2", "gpt2", "opt", "bloom")
@@ -37,7 +42,10 @@ Report = list[dict[str, Any]]
 
 
 def _run(folder: Path, plan: list[str], chunks: int, ranks: int = 2) -> Report:
-    finished = run_ranks(PROGRAM, str(folder), ",".join(plan), str(chunks), ranks=ranks)
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    finished = run_ranks(
+        PROGRAM, str(folder), ",".join(plan), str(chunks), ranks=ranks, environment=paths, timeout_seconds=250
+    )
     return [json.loads(text) for text in outputs(finished)]
 
 
@@ -140,6 +148,16 @@ def test_a_request_that_cannot_be_fails_alone(report: Report) -> None:
 
 
 def test_nothing_is_unpickled_on_any_rank(report: Report) -> None:
-    """The library's own way to agree on shapes would be heard: it sends pickled objects."""
+    """S18. The library's own way to agree on shapes would be heard: it sends pickled objects."""
     assert [rank["unpickled"] for rank in report] == [[]] * len(report)
     assert all(rank["hears"] for rank in report)
+
+
+def test_a_stage_that_raises_ends_its_rank_and_the_leader_is_told_at_once(tmp_path: Path) -> None:
+    """Nobody waits until a timeout for a rank that has gone."""
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    leader, follower = run_ranks(PROGRAM, str(tmp_path), "broken:llama", "1", environment=paths, timeout_seconds=100)
+    assert follower.status != 0
+    assert "MemoryError: no room for the second step" in follower.stderr
+    assert "answered" not in leader.stdout
+    assert "losed" in leader.stdout + leader.stderr

@@ -11,8 +11,11 @@ import os
 from typing import Any
 
 from torchd_workers.context import Context
-from torchd_workers.handlers.parallel.cutting import PipelinedModule, pipeline_of, run_as_pipeline
-from torchd_workers.handlers.parallel.ranks import Ranks, join_ranks
+from torchd_workers.handlers.parallel.checkpoints import report_of
+from torchd_workers.handlers.parallel.cutting import PipelinedModule, load_as_pipeline, pipeline_of, run_as_pipeline
+from torchd_workers.handlers.parallel.model_path import model_path
+from torchd_workers.handlers.parallel.pipeline import chunks_of
+from torchd_workers.handlers.parallel.ranks import join_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +38,24 @@ def get_pipeline_driver(model: Any, world_size: int, ctx: Context) -> Any:
     """The model cut into `world_size` stages; called on every rank, and what it returns runs on rank 0.
 
     With `pippy.model_type: HF` that is the model itself, `generate` included, else something that takes
-    `pippy.input_names`.
+    `pippy.input_names`. A transformers model on the meta device is read from `handler.model_path`, each rank its stage;
+    what comes back is then another object than was given.
     """
     options = _entry(ctx, "pippy", "input_names", "model_type")
     _check_index(ctx)
     ranks = join_ranks()
     if ranks.size != world_size:
         raise ValueError(f"the handler asks for {world_size} stages and its worker has {ranks.size} ranks")
-    chunks = _number({"chunks": options.get("chunks", 1)}, "chunks")
+    chunks = chunks_of(ctx)
+    group = ctx.group if ranks.size > 1 else None
     if options["model_type"] == "HF":
-        return run_as_pipeline(model, ranks, _group(ctx, ranks), int(chunks))
+        if any(parameter.is_meta for parameter in model.parameters()):
+            _entry(ctx, "handler", "model_path")
+            folder = model_path(ctx)
+            return load_as_pipeline(folder, type(model), model.dtype, ranks, group, chunks, report_of(ctx))
+        return run_as_pipeline(model, ranks, group, chunks)
     names = _names(options["input_names"])
-    return PipelinedModule(pipeline_of(model, ranks, _group(ctx, ranks), int(chunks), names), names)
-
-
-def _group(ctx: Context, ranks: Ranks) -> Any:
-    return getattr(ctx, "group", None) if ranks.size > 1 else None
+    return PipelinedModule(pipeline_of(model, ranks, group, chunks, names), names)
 
 
 def _check_index(ctx: Context) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from torchd_workers.handlers.parallel.block_stage import BlockStage
 from torchd_workers.handlers.parallel.blocks import CannotCut, Layout, layout_of
+from torchd_workers.handlers.parallel.checkpoints import Checkpoint, Report, empty_model, fill, plan_for
 from torchd_workers.handlers.parallel.graph_stage import GraphStage, unnamed
 from torchd_workers.handlers.parallel.pipeline import Pipeline, Teller
 from torchd_workers.handlers.parallel.pipelined_forward import PipelinedForward
@@ -38,6 +40,18 @@ def run_as_pipeline(model: Any, ranks: Ranks, group: Teller | None, chunks: int 
     layout = layout_of(model.eval(), ranks.size)
     pipeline = Pipeline(_block_stage(model, layout, ranks), ranks, group, chunks)
     model.forward = PipelinedForward(pipeline, model, layout.output).replacement()
+    return model
+
+
+def load_as_pipeline(
+    folder: Path, cls: Any, dtype: torch.dtype, ranks: Ranks, group: Teller | None, chunks: int, progress: Report | None
+) -> Any:
+    """The same of a model that is a checkpoint yet: this rank reads its stage only."""
+    model = empty_model(folder, cls, dtype)
+    with Checkpoint(folder) as checkpoint:
+        plan = plan_for(model, checkpoint)  # of the whole: afterwards most of its names are gone
+        run_as_pipeline(model, ranks, group, chunks)
+        fill(model, checkpoint, device=ranks.device, progress=progress, plan=plan)
     return model
 
 

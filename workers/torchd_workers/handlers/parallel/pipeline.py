@@ -8,7 +8,6 @@ outputs come back from the last stage to the leader. A run is cancelled between 
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
+from torchd_workers.context import Context
 from torchd_workers.handlers.parallel.ranks import Ranks
 from torchd_workers.handlers.parallel.stages import Stage, Tensors
 from torchd_workers.handlers.parallel.tensor_packets import (
@@ -27,8 +27,6 @@ from torchd_workers.handlers.parallel.tensor_packets import (
     send_tensors,
     tensors_from,
 )
-
-logger = logging.getLogger(__name__)
 
 STEP = "pipeline.step"
 REORDER = "pipeline.reorder"
@@ -45,6 +43,14 @@ class Teller(Protocol):
     def call(self, name: str, arguments: Mapping[str, Any] | None = None, body: Any = b"") -> None: ...
 
 
+def chunks_of(context: Context) -> int:
+    """How many microbatches a batch is cut into at most: `pippy.chunks` of model-config.yaml."""
+    chunks = (context.model_yaml_config.get("pippy") or {}).get("chunks", 1)
+    if isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1:
+        raise ValueError(f"pippy.chunks is {chunks!r}; it must be a number of microbatches, 1 or more")
+    return chunks
+
+
 class RunEnded(RuntimeError):
     """A generation goes on whose caches the ranks have let go of."""
 
@@ -57,8 +63,6 @@ class Pipeline:
 
     def __init__(self, stage: Stage, ranks: Ranks, group: Teller | None, chunks: int = 1) -> None:
         """`group` may be None where there is one rank only. `chunks`: the microbatches a batch is cut into, at most."""
-        if chunks < 1:
-            raise ValueError(f"chunks is {chunks}; a batch is cut into 1 microbatch or more")
         if group is None and ranks.size > 1:
             raise ValueError(f"a pipeline of {ranks.size} ranks needs the worker's group (context.group)")
         self.stage = stage

@@ -16,7 +16,7 @@ from torchd_workers.handlers.parallel.blocks import layout_of
 from torchd_workers.handlers.parallel.checkpoints import Checkpoint, empty_model, fill, plan_for, report_of
 from torchd_workers.handlers.parallel.generation import NextTokens
 from torchd_workers.handlers.parallel.models import RunningModel
-from torchd_workers.handlers.parallel.pipeline import Pipeline
+from torchd_workers.handlers.parallel.pipeline import Pipeline, chunks_of
 from torchd_workers.handlers.parallel.pipelined_tokens import PipelinedTokens
 from torchd_workers.handlers.parallel.ranks import Ranks
 
@@ -49,12 +49,9 @@ def load_in_stages(
     folder: Path, cls: Any, dtype: torch.dtype | None, ranks: Ranks, context: Context, options: Mapping[str, Any]
 ) -> RunningModel:
     """The checkpoint's model, of which this rank reads and keeps its stage only; batches are cut by `pippy.chunks`."""
-    chunks = (context.model_yaml_config.get("pippy") or {}).get("chunks", 1)
-    if isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1:
-        raise ValueError(f"pippy.chunks is {chunks!r}; it must be a number of microbatches, 1 or more")
     model = empty_model(folder, cls, dtype)
     with Checkpoint(folder) as checkpoint:
         plan = plan_for(model, checkpoint)  # of the whole: afterwards most of its names are gone
         stage = BlockStage(model, layout_of(model, ranks.size), ranks.rank)
         fill(model, checkpoint, device=ranks.device, progress=report_of(context), plan=plan)
-    return InStages(model, Pipeline(stage, ranks, context.group, chunks))
+    return InStages(model, Pipeline(stage, ranks, context.group, chunks_of(context)))
