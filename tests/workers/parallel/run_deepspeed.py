@@ -23,7 +23,12 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 handler = module.ModelHandler()
 context = Context(
-    "bloom", str(folder), None, len(texts), None, model_yaml_config=yaml.safe_load((MODEL / "model-config.yaml").read_text())
+    "bloom",
+    str(folder),
+    None,
+    len(texts),
+    None,
+    model_yaml_config=yaml.safe_load((MODEL / "model-config.yaml").read_text()),
 )
 handler.initialize(context)
 answers = handler.handle([{"body": text.encode()} for text in texts], context)
