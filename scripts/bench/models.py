@@ -93,6 +93,8 @@ def config_of(model: Model, optimization: Optimization, setup: Setup) -> dict[st
     compiled = {"pt2": {"compile": {"enable": True, "backend": setup.compile_backend}}}
     return {
         "deviceType": setup.device_type,
+        # All workers on one GPU, the bare model's, however many there are.
+        **({"deviceIds": [0]} if setup.device_type == "gpu" else {}),
         # Nobody may be refused, and a first compilation takes minutes.
         "jobQueueSize": 100_000,
         "startupTimeout": PATIENCE_SECONDS,
