@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import select
 from socket import socket
+from threading import Thread
 
 
-def host_store(listener: socket) -> object | None:
-    """Serves the store on the socket that the daemon has opened; it lives as long as what is returned.
+class MeetingPlace:
+    """A socket that the daemon has opened for the store; the store is there once somebody comes.
 
-    Imports torch, where there is one. Ranks connect to it because the daemon has set TORCHELASTIC_USE_AGENT_STORE
-    (https://docs.pytorch.org/docs/stable/elastic/run.html): the store is not theirs to open.
+    Ranks connect to it instead of opening their own because the daemon has set TORCHELASTIC_USE_AGENT_STORE
+    (https://docs.pytorch.org/docs/stable/elastic/run.html). Who does without torch.distributed never imports it.
     """
-    if importlib.util.find_spec("torch") is None:
-        return None
-    host, port = listener.getsockname()
-    distributed = importlib.import_module("torch.distributed")
-    store: object = distributed.TCPStore(
-        host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-    )
-    return store
+
+    def __init__(self, listener: socket) -> None:
+        self._listener = listener
+        self._store: object = None
+
+    def open(self) -> None:
+        """Waits for the first rank in a thread of its own; whoever comes meanwhile is kept waiting by the kernel."""
+        Thread(target=self._serve, name="torchd-rendezvous", daemon=True).start()
+
+    def _serve(self) -> None:
+        host, port = self._listener.getsockname()
+        fd = self._listener.detach()
+        select.select([fd], [], [])
+        distributed = importlib.import_module("torch.distributed")
+        self._store = distributed.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=fd)

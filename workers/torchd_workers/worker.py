@@ -48,16 +48,12 @@ class Worker:
         incarnation: int,
         rank: int,
         group: Sequence[socket] = (),
-        meeting_places: Sequence[socket] = (),
     ) -> None:
-        """`group` are its sockets to the other ranks: the leader's to every follower, a follower's to the leader.
-        `meeting_places` are sockets that the leader lets torch.distributed meet at."""
+        """`group` are its sockets to the other ranks: the leader's to every follower, a follower's to the leader."""
         self._channel = channel
         self._incarnation = incarnation
         self._rank = rank
         self._sockets = group
-        self._meeting_places = meeting_places
-        self._stores: list[object] = []
         self._logs = LogForwarder(channel)
 
     def run(self) -> int:
@@ -147,7 +143,6 @@ class Worker:
         self._channel.send(Progress(0, f"loading {load.handler}"))
         try:
             send_by(self._channel.send)
-            self._host_stores()
             context = context_for(load, Metrics(self._channel.send, load.model, load.metrics_json))
             self._logs.follow(context)
             context.send_chunk = ChunkSender(self._channel, load.max_response_bytes, waits=not load.loop).send
@@ -165,12 +160,6 @@ class Worker:
             return None
         self._channel.send(Loaded())
         return handler
-
-    def _host_stores(self) -> None:
-        if self._meeting_places:
-            from torchd_workers.rendezvous import host_store
-
-            self._stores = [host_store(place) for place in self._meeting_places]
 
     def _progress(self, percent: int, text: str) -> None:
         self._channel.send(Progress(percent, text))
