@@ -24,11 +24,15 @@ DECODERS: dict[str, Any] = {
     "opt": transformers.OPTConfig(**_SIZES, **_ENDS, ffn_dim=64, word_embed_proj_dim=16),
     "bloom": transformers.BloomConfig(**_SIZES, **_ENDS),
 }
+# One whose head has weights of its own beside those of the modules in it.
+ENCODERS: dict[str, Any] = {"bert": transformers.BertConfig(**_SIZES, intermediate_size=64)}
 
 
-def decoder(kind: str) -> Any:
-    """A model that generates."""
+def language_model(kind: str) -> Any:
+    """A model that says of each token what may stand there; decoders generate."""
     torch.manual_seed(7)
+    if kind in ENCODERS:
+        return transformers.AutoModelForMaskedLM.from_config(ENCODERS[kind]).eval()
     model = transformers.AutoModelForCausalLM.from_config(DECODERS[kind]).eval()
     # Random weights repeat one token; larger ones make the choice depend on what was said.
     with torch.no_grad():

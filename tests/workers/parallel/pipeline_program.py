@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from frame_pipe import FramePipe
-from harness.tiny_models import decoder, module
+from harness.tiny_models import language_model, module
 
 from torchd_workers.handlers.parallel.cutting import PipelinedModule, pipeline_of, run_as_pipeline
 from torchd_workers.handlers.parallel.generation import Text, write
@@ -38,9 +38,9 @@ def differences(whole: Any, cut: Any, **inputs: torch.Tensor) -> dict[str, float
 
 def logits(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, Any]:
     """A decoder's logits for batches of many shapes; unseen by anybody, a prompt begins with padding."""
-    whole = decoder(kind)
+    whole = language_model(kind)
     before = sum(one.numel() for one in whole.parameters())
-    cut = run_as_pipeline(decoder(kind), ranks, group, chunks)
+    cut = run_as_pipeline(language_model(kind), ranks, group, chunks)
     report: dict[str, Any] = {"kept": sum(one.numel() for one in cut.parameters()) / before}
     if not ranks.is_leader:
         return report
@@ -55,8 +55,8 @@ def logits(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, 
 
 def generate(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, Any]:
     """transformers' own `generate`, on the leader, against the model in one piece."""
-    whole = decoder(kind)
-    cut = run_as_pipeline(decoder(kind), ranks, group, chunks)
+    whole = language_model(kind)
+    cut = run_as_pipeline(language_model(kind), ranks, group, chunks)
     if not ranks.is_leader:
         return {}
     ids = torch.tensor([[0, 0, 5, 9, 31], [1, 2, 3, 4, 5], [0, 7, 7, 8, 9]])
@@ -79,8 +79,8 @@ def generate(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str
 
 def stream(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, Any]:
     """Texts written by `generation.write`; the second is cancelled after four tokens."""
-    whole = decoder(kind)
-    model = decoder(kind)
+    whole = language_model(kind)
+    model = language_model(kind)
     pipeline = pipeline_of(model, ranks, group, chunks)
     if not ranks.is_leader:
         return {}
@@ -153,8 +153,8 @@ def plain(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, A
 
 def faults(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, Any]:
     """Requests that cannot be: each fails alone, and the next is answered."""
-    whole = decoder(kind)
-    cut = run_as_pipeline(decoder(kind), ranks, group, chunks)
+    whole = language_model(kind)
+    cut = run_as_pipeline(language_model(kind), ranks, group, chunks)
     if not ranks.is_leader:
         return {}
     good = torch.randint(1, 97, (4, 5))
@@ -181,7 +181,7 @@ def faults(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, 
 
 def broken(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, Any]:
     """The last stage raises at the second step: that rank ends, and the leader does not wait for it."""
-    pipeline = pipeline_of(decoder(kind), ranks, group, chunks)
+    pipeline = pipeline_of(language_model(kind), ranks, group, chunks)
     inputs = {"input_ids": torch.ones(2, 3, dtype=torch.long)}
     if ranks.is_leader:
         pipeline.step(inputs)

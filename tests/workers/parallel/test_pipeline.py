@@ -15,12 +15,12 @@ from harness.ranks import outputs, run_ranks
 pytestmark = pytest.mark.timeout(300)
 
 PROGRAM = Path(__file__).with_name("pipeline_program.py")
-DECODERS = ("llama", "qwen2", "gpt2", "opt", "bloom")
+MODELS = ("llama", "qwen2", "gpt2", "opt", "bloom", "bert")
 # Sums in another order: batches of one row and of several are not computed alike.
 CLOSE = 1e-5
 
 WHOLE_BATCHES = [
-    *(f"logits:{kind}" for kind in DECODERS),
+    *(f"logits:{kind}" for kind in MODELS),
     *(f"generate:{kind}" for kind in ("llama", "qwen2", "bloom")),
     "stream:llama",
     "encoder:minilm",
@@ -82,7 +82,7 @@ def _of(report: Report, what: str, rank: int = 0) -> dict[str, Any]:
     return found
 
 
-def test_a_decoder_in_stages_gives_the_same_logits(report: Report) -> None:
+def test_a_model_in_stages_gives_the_same_logits(report: Report) -> None:
     """Batches of one to four rows, odd ones too, with padding before a prompt."""
     for kind, said in _of(report, "logits").items():
         differences = {shape: value for shape, value in said.items() if shape != "kept"}

@@ -41,7 +41,7 @@ def test_the_base_handler_alone_is_rank_0_of_1_without_a_gpu(monkeypatch: pytest
 
 def test_a_transformers_model_stays_itself_and_generates() -> None:
     """`generate` is what handlers written for PiPPy call."""
-    model, whole = tiny_models.decoder("bloom"), tiny_models.decoder("bloom")
+    model, whole = tiny_models.language_model("bloom"), tiny_models.language_model("bloom")
     driver = get_pipeline_driver(model, 1, context())
     assert driver is model
     ids = torch.tensor([[5, 9, 31]])
@@ -50,7 +50,7 @@ def test_a_transformers_model_stays_itself_and_generates() -> None:
 
 def test_a_model_without_weights_is_read_from_its_checkpoint(tmp_path: Path) -> None:
     """As TorchServe's examples make large ones: on the meta device, with handler.model_path beside."""
-    whole = tiny_models.decoder("llama")
+    whole = tiny_models.language_model("llama")
     whole.save_pretrained(tmp_path)
     with torch.device("meta"):
         empty = type(whole)(whole.config)
@@ -95,12 +95,12 @@ def test_the_group_needs_these_keys(missing: str) -> None:
 )
 def test_a_wrong_value_is_named(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        get_pipeline_driver(tiny_models.decoder("bloom"), 1, context(**wrong))
+        get_pipeline_driver(tiny_models.language_model("bloom"), 1, context(**wrong))
 
 
 def test_a_handler_that_asks_for_more_ranks_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="asks for 4 stages and its worker has 1 ranks"):
-        get_pipeline_driver(tiny_models.decoder("bloom"), 4, context())
+        get_pipeline_driver(tiny_models.language_model("bloom"), 4, context())
 
 
 def test_hf_is_for_transformers_models_only() -> None:
@@ -112,9 +112,11 @@ def test_an_index_that_is_not_there_is_named() -> None:
     """handler.model_path is needed where it says something."""
     with pytest.raises(FileNotFoundError, match=r"/nowhere/model\.index\.json"):
         get_pipeline_driver(
-            tiny_models.decoder("bloom"),
+            tiny_models.language_model("bloom"),
             1,
             context(handler={"model_path": "/nowhere", "index_filename": "model.index.json"}),
         )
     with pytest.raises(ValueError, match=r"lacks handler\.model_path"):
-        get_pipeline_driver(tiny_models.decoder("bloom"), 1, context(handler={"index_filename": "model.index.json"}))
+        get_pipeline_driver(
+            tiny_models.language_model("bloom"), 1, context(handler={"index_filename": "model.index.json"})
+        )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torchd_workers.handlers.parallel.partition import shares
-from torchd_workers.handlers.parallel.skeleton import bytes_of, skeleton_of
+from torchd_workers.handlers.parallel.skeleton import bytes_of, own_bytes_of, skeleton_of
 
 
 class CannotCut(ValueError):
@@ -57,20 +57,20 @@ def layout_of(model: torch.nn.Module, stages: int) -> Layout:
             shares(
                 [bytes_of(block) for block in blocks],
                 stages,
-                before=bytes_of(*(by_path[one] for one in seen.before)),
-                after=bytes_of(*(by_path[one] for one in seen.after)),
+                before=own_bytes_of(*(by_path[one] for one in seen.before)),
+                after=own_bytes_of(*(by_path[one] for one in seen.after)),
             )
         ),
     )
 
 
 class Absent(torch.nn.Module):
-    """Stands where another stage has the module: passes on what it gets, and has no weights."""
+    """Stands where another stage has the block: passes on what it gets, and has no weights."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, block: torch.nn.Module) -> None:
         super().__init__()
         # Models ask their blocks for plain facts, such as the kind of attention.
-        facts = {name: value for name, value in vars(module).items() if isinstance(value, str | int | float)}
+        facts = {name: value for name, value in vars(block).items() if isinstance(value, str | int | float)}
         vars(self).update({name: value for name, value in facts.items() if not name.startswith("_")})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -103,7 +103,10 @@ def keep_stage(model: torch.nn.Module, layout: Layout, stage: int) -> tuple[torc
         model.set_submodule(layout.table, AbsentTable(model.get_submodule(layout.table)))
     if stage < len(layout.stages) - 1:
         for path in layout.after:
-            model.set_submodule(path, Absent(model.get_submodule(path)))
+            # The weights alone: inside such a module there may be others that this stage runs.
+            module = model.get_submodule(path)
+            for name, _ in list(module.named_parameters(recurse=False)):
+                setattr(module, name, None)
     return blocks[own[0]], blocks[own[-1]]
 
 

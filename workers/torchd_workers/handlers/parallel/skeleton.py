@@ -28,6 +28,12 @@ def bytes_of(*modules: torch.nn.Module) -> int:
     return sum(kept.values())
 
 
+def own_bytes_of(*modules: torch.nn.Module) -> int:
+    """The same without the modules that are in them."""
+    kept = {id(tensor): tensor.nbytes for module in modules for tensor in module.parameters(recurse=False)}
+    return sum(kept.values())
+
+
 def _tensors(model: torch.nn.Module) -> Iterable[torch.Tensor]:
     yield from model.parameters()
     yield from model.buffers()
