@@ -7,6 +7,7 @@ Where several processes are one worker, `--peers 7,8` are rank 0's sockets to ra
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import faulthandler
@@ -16,6 +17,7 @@ import resource
 import signal
 import sys
 from socket import socket
+from typing import NoReturn
 
 from torchd_workers.channel import Channel
 from torchd_workers.worker import Worker
@@ -91,5 +93,20 @@ def _tell_stacks() -> None:
             stream.reconfigure(line_buffering=True)
 
 
+def _end_rank(status: int) -> NoReturn:
+    """Ends without taking the interpreter apart.
+
+    A thread of the collectives' backend may be about to let go of a tensor, for which it needs the interpreter: while
+    that ends it would wait for ever, or abort.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    if {"--peers", "--leader"} & set(sys.argv):
+        _end_rank(ended)
+    sys.exit(ended)
