@@ -50,8 +50,11 @@ def _open_store(listener: socket) -> None:
 
 
 def _leave(status: int) -> NoReturn:
-    """Does what libraries and handlers have asked for at the end, and leaves without taking the interpreter apart:
-    with torch imported that would take seconds."""
+    """Does what libraries and handlers have asked for at the end, and leaves without taking the interpreter apart.
+
+    With torch imported that would take seconds, and a thread of the collectives' backend, about to let go of a tensor,
+    would wait for ever for the interpreter, or abort.
+    """
     try:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
