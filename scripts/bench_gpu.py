@@ -115,7 +115,12 @@ def _parser() -> argparse.ArgumentParser:
         help="which ways to run them (what the device suits)",
     )
     add("--batch-sizes", type=int, nargs="+", help="requests at most in one batch (1 4 8 16 32; --quick: 1 4)")
-    add("--workers", type=int, nargs="+", help="numbers of workers, all on one GPU if there is one (1 2; --quick: 1)")
+    add(
+        "--workers",
+        type=int,
+        nargs="+",
+        help="numbers of workers, all on the first GPU if there is one (1 2; --quick: 1)",
+    )
     add("--requests", type=int, help="requests measured at each point (1000; --quick: 40)")
     add("--concurrency", type=int, default=0, help="requests in flight (twice the batch size times the workers)")
     add("--delay-ms", type=int, default=100, help="milliseconds a batch may wait to fill (%(default)s)")

@@ -322,13 +322,18 @@ class FakePlacement:
 
 
 def machinery(
-    placement: Placement, clock: Clock, *, threads: ThreadBudget | None = None, unload_grace: float = 5.0
+    placement: Placement,
+    clock: Clock,
+    *,
+    threads: ThreadBudget | None = None,
+    unload_grace: float = 5.0,
+    devices: DeviceLedger | None = None,
 ) -> Machinery:
     """What a model version is built from, with a placement and a clock of the test's choice."""
     return Machinery(
         placement=placement,
         threads=threads or ThreadBudget(4),
-        devices=DeviceLedger(()),
+        devices=devices or DeviceLedger(),
         clock=clock,
         load=Load(),
         plan=plan,

@@ -33,6 +33,7 @@ FLOORS = {
     "management": 9,
     "workflows": 9,
     "registry": 8,
+    "devices": 8,
     "model": 7,
     "pool": 6,
     "worker": 5,

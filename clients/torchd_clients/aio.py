@@ -13,7 +13,7 @@ from torchd_clients import calls
 from torchd_clients.calls import Answer, Call, Data
 from torchd_clients.connection import Connection, Metadata
 from torchd_clients.errors import DeadlineExceeded
-from torchd_protos.management_pb2 import ModelChange, ModelDescription, ModelSummary
+from torchd_protos.management_pb2 import ListDevicesResponse, ModelChange, ModelDescription, ModelSummary
 
 
 class AsyncClient(Connection):
@@ -114,6 +114,10 @@ class AsyncClient(Connection):
             page = await self._unary(calls.list_page(page.next_page_token), timeout)
             summaries += page.summaries
         return summaries
+
+    async def devices(self, *, timeout: float | None = None) -> ListDevicesResponse:
+        """The devices of the daemon's machine, who holds which, and why there are no others."""
+        return await self._unary(calls.devices(), timeout)
 
     async def set_default(self, model: str, version: str, *, timeout: float | None = None) -> ModelChange:
         """Makes one version of a model its default."""

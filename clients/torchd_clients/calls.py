@@ -16,6 +16,8 @@ from torchd_clients.errors import from_status
 from torchd_protos.inference_pb2 import PredictionResponse, PredictionsRequest, TorchServeHealthResponse
 from torchd_protos.management_pb2 import (
     DescribeModelRequest,
+    ListDevicesRequest,
+    ListDevicesResponse,
     ListModelsRequest,
     ManagementResponse,
     ModelChange,
@@ -116,6 +118,11 @@ def describe(model: str, version: str | None) -> Call[list[ModelDescription]]:
     return Call("management", "DescribeModel", request, _read_descriptions)
 
 
+def devices() -> Call[ListDevicesResponse]:
+    """The devices of the daemon's machine, who holds which, and why there are no others."""
+    return Call("management", "ListDevices", ListDevicesRequest(), _read_devices)
+
+
 def list_page(token: int) -> Call[ManagementResponse]:
     """One page of the registered models."""
     return Call("management", "ListModels", ListModelsRequest(next_page_token=token), _read_page)
@@ -164,6 +171,10 @@ def _read_change(response: ManagementResponse) -> ModelChange:
 
 def _read_descriptions(response: ManagementResponse) -> list[ModelDescription]:
     return list(response.models)
+
+
+def _read_devices(response: ListDevicesResponse) -> ListDevicesResponse:
+    return response
 
 
 def _read_page(response: ManagementResponse) -> ManagementResponse:

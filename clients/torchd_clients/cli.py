@@ -1,5 +1,5 @@
-"""The client's commands of `torchd`: predict, models, describe, register, scale, unregister, set-default, ping,
-token.
+"""The client's commands of `torchd`: predict, models, describe, devices, register, scale, unregister, set-default,
+ping, token.
 
 gRPC and rich are imported when a command runs, not with this file: `torchd --help` and `torchd serve` go without.
 """
@@ -57,7 +57,7 @@ Timeout = Annotated[float | None, typer.Option(help="Seconds to wait for the ans
 
 def add_commands(app: typer.Typer) -> None:
     """Adds the commands to the command line of `torchd`."""
-    for command in (predict, models, describe, register, scale, unregister, set_default, ping, token):
+    for command in (predict, models, describe, devices, register, scale, unregister, set_default, ping, token):
         app.command()(command)
 
 
@@ -121,6 +121,20 @@ def describe(
 
             for one in described:
                 console().print(description(one))
+
+
+def devices(as_json: Json = False, management: Management = None, token: Token = None, ca: Ca = None) -> None:
+    """Show the devices of the daemon's machine: who holds which, and why there are no others."""
+    with _connected(management=management, token=token, ca=ca) as client:
+        found = client.devices()
+        if as_json:
+            _print_json([found])
+        else:
+            from torchd_clients.device_tables import absences, devices_table
+            from torchd_clients.tables import console
+
+            console().print(devices_table(found.devices))
+            console().print(absences(found.absent))
 
 
 def register(
@@ -269,6 +283,7 @@ def _way_out(error: TorchdError) -> str:
         errors.ModelNotFound: "`torchd models` shows what is registered.",
         errors.VersionNotFound: "`torchd describe MODEL --version all` shows its versions.",
         errors.Overloaded: "`torchd scale MODEL N` adds workers.",
+        errors.NotEnoughDevices: "`torchd devices` shows who holds which.",
         errors.NoWorker: "`torchd scale MODEL 1` starts one.",
         errors.ModelFailed: "`torchd describe MODEL` shows the traceback.",
         errors.LoadFailed: "The daemon's log has the traceback; `torchd run ARCHIVE -T FILE` shows it here.",

@@ -13,7 +13,7 @@ from torchd_clients import calls
 from torchd_clients.calls import Answer, Call, Data
 from torchd_clients.connection import Connection, Metadata
 from torchd_clients.errors import DeadlineExceeded
-from torchd_protos.management_pb2 import ModelChange, ModelDescription, ModelSummary
+from torchd_protos.management_pb2 import ListDevicesResponse, ModelChange, ModelDescription, ModelSummary
 
 
 class Client(Connection):
@@ -121,6 +121,10 @@ class Client(Connection):
             page = self._unary(calls.list_page(page.next_page_token), timeout)
             summaries += page.summaries
         return summaries
+
+    def devices(self, *, timeout: float | None = None) -> ListDevicesResponse:
+        """The devices of the daemon's machine, who holds which, and why there are no others."""
+        return self._unary(calls.devices(), timeout)
 
     def set_default(self, model: str, version: str, *, timeout: float | None = None) -> ModelChange:
         """Makes one version of a model its default."""

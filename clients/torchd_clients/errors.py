@@ -7,6 +7,7 @@
     |- Unauthenticated
     |- PermissionDenied: UrlNotAllowed, ModelApiDisabled
     |- Overloaded: QueueFull, SequenceLimit
+    |- NotEnoughDevices
     |- SequenceEnded
     |- Unavailable: NoWorker, Draining; itself where no daemon was reached
     |- ModelFailed, LoadFailed
@@ -120,6 +121,10 @@ class Overloaded(TorchdError):
     """There is more work than the daemon's limits allow."""
 
 
+class NotEnoughDevices(TorchdError):
+    """More devices are asked for than are free; the message has the numbers."""
+
+
 class QueueFull(Overloaded):
     """As many requests wait for the model as may wait."""
 
@@ -209,6 +214,7 @@ CLASSES: dict[str | grpc.StatusCode, type[TorchdError]] = {
     "OVERLOADED": Overloaded,
     "QUEUE_FULL": QueueFull,
     "NO_TICKET": Overloaded,
+    "NOT_ENOUGH_DEVICES": NotEnoughDevices,
     "SEQUENCE_LIMIT": SequenceLimit,
     "SEQUENCE_CLOSED": SequenceEnded,
     "SEQUENCE_LOST": SequenceEnded,

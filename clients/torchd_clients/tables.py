@@ -80,14 +80,14 @@ def _settings(model: ModelDescription) -> Table:
 
 
 def _workers_table(workers: Iterable[WorkerDescription]) -> Table:
-    table = Table("worker", "state", "pid", "memory", "gpu", "threads", "running", "started", "progress")
+    table = Table("worker", "state", "pid", "memory", "devices", "threads", "running", "started", "progress")
     for worker in workers:
         table.add_row(
             printable(worker.id),
             _label(WorkerState, worker.state, "WORKER_STATE_"),
             str(worker.pid or ""),
             f"{worker.memory_usage / 2**20:.0f} MiB" if worker.memory_usage else "",
-            printable(worker.gpu_usage) if worker.gpu else "",
+            printable(", ".join(f"{device.device_type} {device.index}" for device in worker.devices)),
             str(worker.threads or ""),
             str(worker.running_requests),
             printable(worker.start_time),

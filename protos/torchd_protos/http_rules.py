@@ -69,4 +69,10 @@ HTTP_RULES: tuple[HttpRule, ...] = (
         selector="org.pytorch.serve.grpc.management.ManagementAPIsService.UnregisterModel",
         body=False,
     ),
+    HttpRule(
+        method="GET",
+        template="/devices",
+        selector="org.pytorch.serve.grpc.management.ManagementAPIsService.ListDevices",
+        body=False,
+    ),
 )

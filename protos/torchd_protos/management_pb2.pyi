@@ -207,7 +207,7 @@ class ModelDescription(_message.Message):
     def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., model_url: _Optional[str] = ..., runtime: _Optional[str] = ..., min_workers: _Optional[int] = ..., max_workers: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_batch_delay: _Optional[int] = ..., response_timeout: _Optional[int] = ..., startup_timeout: _Optional[int] = ..., batch_wait: _Optional[str] = ..., loaded_at_startup: bool = ..., is_default: bool = ..., state: _Optional[_Union[ModelState, str]] = ..., workers: _Optional[_Iterable[_Union[WorkerDescription, _Mapping]]] = ..., pending_requests: _Optional[int] = ..., remaining_capacity: _Optional[int] = ..., last_failure: _Optional[_Union[FailureDescription, _Mapping]] = ..., customized_metadata: _Optional[str] = ..., device_type: _Optional[str] = ...) -> None: ...
 
 class WorkerDescription(_message.Message):
-    __slots__ = ("id", "start_time", "state", "pid", "memory_usage", "gpu", "gpu_usage", "threads", "running_requests", "progress")
+    __slots__ = ("id", "start_time", "state", "pid", "memory_usage", "gpu", "gpu_usage", "threads", "running_requests", "progress", "devices", "ranks")
     ID_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -218,6 +218,8 @@ class WorkerDescription(_message.Message):
     THREADS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     id: str
     start_time: str
     state: WorkerState
@@ -228,7 +230,9 @@ class WorkerDescription(_message.Message):
     threads: int
     running_requests: int
     progress: str
-    def __init__(self, id: _Optional[str] = ..., start_time: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., pid: _Optional[int] = ..., memory_usage: _Optional[int] = ..., gpu: bool = ..., gpu_usage: _Optional[str] = ..., threads: _Optional[int] = ..., running_requests: _Optional[int] = ..., progress: _Optional[str] = ...) -> None: ...
+    devices: _containers.RepeatedCompositeFieldContainer[DeviceReference]
+    ranks: _containers.RepeatedCompositeFieldContainer[RankDescription]
+    def __init__(self, id: _Optional[str] = ..., start_time: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., pid: _Optional[int] = ..., memory_usage: _Optional[int] = ..., gpu: bool = ..., gpu_usage: _Optional[str] = ..., threads: _Optional[int] = ..., running_requests: _Optional[int] = ..., progress: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[DeviceReference, _Mapping]]] = ..., ranks: _Optional[_Iterable[_Union[RankDescription, _Mapping]]] = ...) -> None: ...
 
 class FailureDescription(_message.Message):
     __slots__ = ("worker_id", "time", "kind", "message", "traceback", "stderr")
@@ -245,3 +249,85 @@ class FailureDescription(_message.Message):
     traceback: str
     stderr: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, worker_id: _Optional[str] = ..., time: _Optional[str] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., traceback: _Optional[str] = ..., stderr: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DeviceReference(_message.Message):
+    __slots__ = ("device_type", "index", "id")
+    DEVICE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    device_type: str
+    index: int
+    id: str
+    def __init__(self, device_type: _Optional[str] = ..., index: _Optional[int] = ..., id: _Optional[str] = ...) -> None: ...
+
+class RankDescription(_message.Message):
+    __slots__ = ("rank", "pid", "state", "progress", "devices")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    pid: int
+    state: WorkerState
+    progress: str
+    devices: _containers.RepeatedCompositeFieldContainer[DeviceReference]
+    def __init__(self, rank: _Optional[int] = ..., pid: _Optional[int] = ..., state: _Optional[_Union[WorkerState, str]] = ..., progress: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[DeviceReference, _Mapping]]] = ...) -> None: ...
+
+class ListDevicesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListDevicesResponse(_message.Message):
+    __slots__ = ("devices", "absent")
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedCompositeFieldContainer[DeviceDescription]
+    absent: _containers.RepeatedCompositeFieldContainer[AbsentAccelerator]
+    def __init__(self, devices: _Optional[_Iterable[_Union[DeviceDescription, _Mapping]]] = ..., absent: _Optional[_Iterable[_Union[AbsentAccelerator, _Mapping]]] = ...) -> None: ...
+
+class DeviceDescription(_message.Message):
+    __slots__ = ("device_type", "index", "accelerator", "id", "name", "memory_size", "numa_node", "exclusive", "quarantined", "holders")
+    DEVICE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NUMA_NODE_FIELD_NUMBER: _ClassVar[int]
+    EXCLUSIVE_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    device_type: str
+    index: int
+    accelerator: str
+    id: str
+    name: str
+    memory_size: int
+    numa_node: int
+    exclusive: bool
+    quarantined: bool
+    holders: _containers.RepeatedCompositeFieldContainer[DeviceHolder]
+    def __init__(self, device_type: _Optional[str] = ..., index: _Optional[int] = ..., accelerator: _Optional[str] = ..., id: _Optional[str] = ..., name: _Optional[str] = ..., memory_size: _Optional[int] = ..., numa_node: _Optional[int] = ..., exclusive: bool = ..., quarantined: bool = ..., holders: _Optional[_Iterable[_Union[DeviceHolder, _Mapping]]] = ...) -> None: ...
+
+class DeviceHolder(_message.Message):
+    __slots__ = ("model_name", "model_version", "worker_id", "pid")
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    model_version: str
+    worker_id: str
+    pid: int
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., worker_id: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class AbsentAccelerator(_message.Message):
+    __slots__ = ("accelerator", "device_type", "reason")
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    accelerator: str
+    device_type: str
+    reason: str
+    def __init__(self, accelerator: _Optional[str] = ..., device_type: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...

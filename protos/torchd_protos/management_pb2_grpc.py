@@ -64,6 +64,11 @@ class ManagementAPIsServiceStub(object):
                 request_serializer=torchd__protos_dot_management__pb2.UnregisterModelRequest.SerializeToString,
                 response_deserializer=torchd__protos_dot_management__pb2.ManagementResponse.FromString,
                 _registered_method=True)
+        self.ListDevices = channel.unary_unary(
+                '/org.pytorch.serve.grpc.management.ManagementAPIsService/ListDevices',
+                request_serializer=torchd__protos_dot_management__pb2.ListDevicesRequest.SerializeToString,
+                response_deserializer=torchd__protos_dot_management__pb2.ListDevicesResponse.FromString,
+                _registered_method=True)
 
 
 class ManagementAPIsServiceServicer(object):
@@ -111,6 +116,13 @@ class ManagementAPIsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDevices(self, request, context):
+        """Lists the devices of this server and who holds which.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ManagementAPIsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -143,6 +155,11 @@ def add_ManagementAPIsServiceServicer_to_server(servicer, server):
                     servicer.UnregisterModel,
                     request_deserializer=torchd__protos_dot_management__pb2.UnregisterModelRequest.FromString,
                     response_serializer=torchd__protos_dot_management__pb2.ManagementResponse.SerializeToString,
+            ),
+            'ListDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDevices,
+                    request_deserializer=torchd__protos_dot_management__pb2.ListDevicesRequest.FromString,
+                    response_serializer=torchd__protos_dot_management__pb2.ListDevicesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -307,6 +324,33 @@ class ManagementAPIsService(object):
             '/org.pytorch.serve.grpc.management.ManagementAPIsService/UnregisterModel',
             torchd__protos_dot_management__pb2.UnregisterModelRequest.SerializeToString,
             torchd__protos_dot_management__pb2.ManagementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/org.pytorch.serve.grpc.management.ManagementAPIsService/ListDevices',
+            torchd__protos_dot_management__pb2.ListDevicesRequest.SerializeToString,
+            torchd__protos_dot_management__pb2.ListDevicesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from torchd_server.accelerators.cpu import usable_cores
 
 WARM_UP_CALLS = 3
 LEAST_CALLS = 5
@@ -30,6 +33,7 @@ def measure(source: Path, payload: bytes, batch_sizes: Sequence[int], seconds: f
     """
     import torch
 
+    torch.set_num_threads(usable_cores())  # what the daemon gives a worker that is alone
     handler = _handler(source)
     throughput = {}
     for batch_size in batch_sizes:
@@ -62,9 +66,7 @@ def _handler(source: Path) -> Any:
     manifest = {"model": {"modelName": source.name, "handler": "handler.py", "modelFile": "model.py"}}
     gpu = 0 if config["deviceType"] == "gpu" else None
     sys.path[:0] = [SHIM, str(source)]
-    import handler as served
-
-    made = served.BytesHandler()
+    made = importlib.import_module("handler").BytesHandler()
     made.initialize(Context(source.name, str(source), manifest, 1, gpu, model_yaml_config=config))
     return made
 

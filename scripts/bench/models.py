@@ -52,15 +52,16 @@ class Optimization:
     compiled: bool = False
 
 
-_TINY_TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-_TINY_BERT = {**_TINY_TEXT, "vocab_size": VOCABULARY}
-_TINY_VIT = {**_TINY_TEXT, "image_size": 32, "patch_size": 8}
-_TINY_RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+_CLASSES = {"num_labels": 1000}
+_TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+_TINY_BERT = {**_TINY, "vocab_size": VOCABULARY}
+_TINY_VIT = {**_CLASSES, **_TINY, "image_size": 32, "patch_size": 8}
+_TINY_RESNET = {**_CLASSES, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
 
 MODELS = {
     "bert": Model("bert", "bert.py", {}, "int32", (128,)),
-    "vit": Model("vit", "vit.py", {}, "uint8", (3, 224, 224)),
-    "resnet": Model("resnet", "resnet.py", {}, "uint8", (3, 224, 224)),
+    "vit": Model("vit", "vit.py", _CLASSES, "uint8", (3, 224, 224)),
+    "resnet": Model("resnet", "resnet.py", _CLASSES, "uint8", (3, 224, 224)),
 }
 QUICK = {
     "bert": Model("bert", "bert.py", _TINY_BERT, "int32", (16,)),
@@ -92,6 +93,8 @@ def config_of(model: Model, optimization: Optimization, setup: Setup) -> dict[st
     compiled = {"pt2": {"compile": {"enable": True, "backend": setup.compile_backend}}}
     return {
         "deviceType": setup.device_type,
+        # All workers on one GPU, the bare model's, however many there are.
+        **({"deviceIds": [0]} if setup.device_type == "gpu" else {}),
         # Nobody may be refused, and a first compilation takes minutes.
         "jobQueueSize": 100_000,
         "startupTimeout": PATIENCE_SECONDS,

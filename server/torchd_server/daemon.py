@@ -28,7 +28,7 @@ from torchd_protos.workflow_pb2_grpc import (
 )
 from torchd_server import errors, logs, plugins, service_manager
 from torchd_server.accelerators.cpu import ThreadBudget, usable_cores
-from torchd_server.accelerators.cuda import visible_gpus
+from torchd_server.accelerators.kinds import search
 from torchd_server.accelerators.ledger import DeviceLedger
 from torchd_server.accelerators.memory import available_bytes
 from torchd_server.clock import SystemClock
@@ -104,14 +104,15 @@ class Core:
             default_handler=settings.default_handler,
             use_venv=settings.model_defaults.use_venv,
         )
-        gpus = visible_gpus(settings.environment)[: settings.gpus]
+        self._settings = settings
+        self.devices = DeviceLedger()
         cores = usable_cores()
         machinery = Machinery(
             placement=ThisMachine(
                 settings.environment, settings.posture.worker_environment, settings.hidden_environment
             ),
             threads=ThreadBudget(cores, settings.worker_threads),
-            devices=DeviceLedger(gpus),
+            devices=self.devices,
             clock=SystemClock(),
             load=Load(
                 decode_input=settings.decode_input,
@@ -137,7 +138,12 @@ class Core:
             settings.model_defaults,
             settings.limits,
             settings.model_api,
-            lambda: settings.workers_at_start or settings.posture.workers_at_start or len(gpus) or cores,
+            lambda model: (
+                settings.workers_at_start
+                or settings.posture.workers_at_start
+                or self.devices.workers_at_start(model)
+                or cores
+            ),
             Rules(
                 workers_by_api=settings.workers_at_start or 0,
                 unregister_timeout=settings.unregister_timeout,
@@ -156,6 +162,12 @@ class Core:
             # TorchServe's model API control does not reach workflows (torchserve.md 10.2).
             settings.model_api or settings.posture.name == "torchserve",
         )
+
+    async def find_devices(self) -> None:
+        """Searches this machine for devices; drivers' tools may take seconds, and workers need the answer."""
+        self.devices.admit(await asyncio.to_thread(search, self._settings.environment, self._settings.gpus))
+        for device in self.devices.devices():
+            logger.debug("device: %s %d, %s", device.accelerator, device.index, device.name)
 
 
 def _downloads(settings: ServerSettings) -> Downloads:
@@ -190,7 +202,7 @@ def _planner(settings: ServerSettings) -> Callable[[WorkerSpec, Load, ModelSetti
     limits = FrameLimits(payload=settings.limits.response_bytes + FRAME_SLACK_BYTES)
 
     def plan(spec: WorkerSpec, load: Load, model: ModelSettings) -> WorkerPlan:
-        threads = model.worker_threads
+        threads = model.worker_threads or len(spec.cores) // len(spec.ranks)
         return WorkerPlan(spec, load, model.startup_timeout, model.response_timeout, threads, limits)
 
     return plan
@@ -278,8 +290,10 @@ class Daemon:
         logger.info("stopped")
 
     async def _start(self) -> None:
-        """In order: listeners first, so that a taken port fails before a worker exists or a key file is replaced; then
-        the keys; then the models; then the addresses are written down, so that whoever reads them finds somebody."""
+        """In order: the devices, which whoever registers a model needs; the listeners, so that a taken port fails
+        before a worker exists or a key file is replaced; the keys; the models; then the addresses are written down, so
+        that whoever reads them finds somebody."""
+        await self._core.find_devices()
         bound = {}
         for name, server in (("grpc_inference", self._grpc_inference), ("grpc_management", self._grpc_management)):
             bound[name] = self._edge.bind_grpc(server, name)
@@ -434,6 +448,7 @@ async def run_once(settings: ServerSettings, archive: str, call: Call) -> Reply:
     """One request through a real worker, without a daemon: nothing listens."""
     with tempfile.TemporaryDirectory(prefix="torchd-run-") as scratch:
         core = Core(settings, Path(scratch))
+        await core.find_devices()
         try:
             change = await core.management.register(RegisterModel(archive, initial_workers=1))
             return await core.inference.predict(

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from torchd_protos.frames import Call, Header
 from torchd_server import errors, parallelism
+from torchd_server.devices import Inventory, inventory
 from torchd_server.metrics import Metrics
 from torchd_server.model import Machinery, ModelState, ModelVersion, VersionStatus
 from torchd_server.registry import ModelRegistry
@@ -123,7 +124,7 @@ class Management:
         defaults: ModelSettings,
         limits: Limits,
         api_enabled: bool,
-        workers_at_start: Callable[[], int],
+        workers_at_start: Callable[[ModelSettings], int],
         rules: Rules = Rules(),
     ) -> None:
         # Told of every change that shall outlive this process.
@@ -262,13 +263,22 @@ class Management:
         self._registry.add(model)
         if holder is not None:
             self._holders[model] = holder
+        try:
+            self._start(model, settings, is_guess)
+        except errors.NotEnoughDevices:
+            self._registry.remove(model)
+            self._holders.pop(model, None)
+            model.forget()
+            raise
+        return model
+
+    def _start(self, model: ModelVersion, settings: ModelSettings, is_guess: bool) -> None:
         if is_guess and settings.min_workers > 1 and self._rules.available_memory is not None:
             model.scale(1, settings.max_workers)
             self._growing[model] = settings.min_workers
             self._change(self._grow(model, settings.min_workers, self._rules.available_memory))
         else:
             model.scale(settings.min_workers, settings.max_workers)
-        return model
 
     def _was_loaded_at_startup(self, name: str) -> bool:
         # TorchServe asks by name: later versions of a model of the start are called so too.
@@ -296,7 +306,7 @@ class Management:
             return settings, False
         workers, is_guess = call.initial_workers, False
         if workers is None and call.at_startup:
-            workers, is_guess = self._workers_at_start(), True
+            workers, is_guess = self._workers_at_start(settings), True
         workers = self._rules.workers_by_api if workers is None else workers
         return replace(settings, min_workers=workers, max_workers=max(workers, settings.max_workers)), is_guess
 
@@ -330,8 +340,15 @@ class Management:
                 *(room, wanted, memory >> 20),
                 extra={"model": model.name, "version": model.version},
             )
-        model.scale(min(wanted, room), model.settings.max_workers)
+        fits = model.fits(min(wanted, room))
+        if fits < min(wanted, room):
+            logger.warning(
+                "%d workers instead of %d: others have the devices of more",
+                *(fits, wanted),
+                extra={"model": model.name, "version": model.version},
+            )
         self._growing.pop(model, None)
+        model.scale(fits, model.settings.max_workers)
         self.on_change()
 
     def _check_not_held(self, name: str) -> None:
@@ -442,6 +459,10 @@ class Management:
             ModelSummary(name, self._registry.get(name).unpacked.source) for name in names[first : first + size]
         )
         return ModelPage(page, first + size if first + size < len(names) else None)
+
+    def devices(self) -> Inventory:
+        """The devices of this machine and who holds them, models that are being removed too."""
+        return inventory(self._machinery.devices, (*self._registry, *self._leaving))
 
     def set_default(self, name: str, version: str) -> ModelChange:
         """Makes a version the default."""

@@ -16,13 +16,15 @@ from typing import NoReturn
 
 from torchd_protos.frames import Call, Load
 from torchd_server import errors
+from torchd_server.accelerators.base import Device
 from torchd_server.accelerators.cpu import ThreadBudget
-from torchd_server.accelerators.ledger import DeviceLedger
+from torchd_server.accelerators.ledger import Account, DeviceLedger, Lease
 from torchd_server.batching import modes
 from torchd_server.clock import Clock
 from torchd_server.metrics import ModelMetrics
 from torchd_server.placement.base import Placement, WorkerSpec
 from torchd_server.pool import WorkerFailure, WorkerPool
+from torchd_server.rank import Rank, RankState
 from torchd_server.request import Request
 from torchd_server.settings import ModelSettings, SequenceHeaders
 from torchd_server.store import UnpackedModel
@@ -42,8 +44,19 @@ class ModelState(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class RankStatus:
+    """One process of a worker, and the devices that it sees."""
+
+    rank: int
+    pid: int
+    state: str
+    progress: str
+    devices: tuple[Device, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker as an operator sees it. `memory_bytes` is resident memory."""
+    """One worker as an operator sees it. `memory_bytes` is resident memory, `gpu` the index of its first GPU."""
 
     name: str
     state: str
@@ -54,6 +67,9 @@ class WorkerStatus:
     threads: int
     running: int
     progress: str
+    device_type: str = "cpu"
+    devices: tuple[Device, ...] = ()
+    ranks: tuple[RankStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +87,13 @@ class VersionStatus:
     pending: int
     remaining: int
     last_failure: WorkerFailure | None
+
+    @property
+    def device_type(self) -> str:
+        """What its workers run on; what it wishes for while there are none."""
+        if not self.workers:
+            return self.settings.device_type or "cpu"
+        return next((worker.device_type for worker in self.workers if worker.name), "cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +134,8 @@ class ModelVersion:
         self._metrics = metrics
         self._on_change = on_change
         self._policy = modes.policy_for(settings, machinery.clock, machinery.sequence_headers, (name, version))
-        self._pool = WorkerPool(self._make_worker, machinery.unload_grace_seconds, self._changed)
+        self._account = Account(machinery.devices, name, version, settings)
+        self._pool = WorkerPool(self._make_worker, self._account, machinery.unload_grace_seconds, self._changed)
         self._draining = False
         self._unfinished: set[Request] = set()
         self._nothing_left = asyncio.Event()
@@ -185,9 +209,29 @@ class ModelVersion:
         self._policy.close(sequence)
 
     def scale(self, min_workers: int, max_workers: int) -> None:
-        """Starts workers up to the least wanted, or lets go those above the most."""
-        self.settings = replace(self.settings, min_workers=min_workers, max_workers=max_workers)
-        self._pool.scale(min(max(self._pool.wanted, min_workers), max_workers))
+        """Starts workers up to the least wanted, or lets go those above the most; NotEnoughDevices changes nothing."""
+        settings = replace(self.settings, min_workers=min_workers, max_workers=max_workers)
+        wanted = min(max(self._pool.wanted, min_workers), max_workers)
+        self._pool.scale(wanted)
+        if (most := self._pool.wanted) < wanted:  # no more groups fit on the GPUs
+            settings = replace(settings, min_workers=min(min_workers, most), max_workers=most)
+        self.settings = settings
+
+    def fits(self, wanted: int) -> int:
+        """As many workers of `wanted` as there are devices for, those it has among them."""
+        has = self._pool.wanted
+        return has + self._account.fits(max(0, wanted - has))
+
+    def forget(self) -> None:
+        """It never came to be: nothing of it is left in the metrics."""
+        self._metrics.forget()
+
+    def leases(self) -> dict[Lease, WorkerStatus | None]:
+        """What its slots hold, with the worker in it; None where that has gone or is still to come."""
+        return {
+            lease: self._worker_status(worker) if worker is not None else None
+            for lease, worker in self._pool.holders().items()
+        }
 
     def reconfigure(self, settings: ModelSettings) -> None:
         """Serves with these settings from now on; workers keep running, and handlers keep the batch size they know."""
@@ -243,30 +287,41 @@ class ModelVersion:
         return ["back_off" if self._pool.given_up is None else "dead"] * self._pool.resting
 
     def _worker_status(self, worker: Worker) -> WorkerStatus:
+        lease = self._lease_of(worker)
+        devices = lease.devices if lease is not None else ()
+        is_gpu = lease is not None and lease.device_type == "gpu"
         return WorkerStatus(
             worker.name,
             worker.state.value,
             worker.started_at,
             worker.pid,
             sum(_resident_bytes(rank.pid) for rank in worker.ranks),
-            worker.plan.load.gpu_id,
+            devices[0].index if is_gpu else None,
             worker.threads,
             worker.running,
             worker.progress,
+            worker.plan.load.device_type,
+            devices,
+            tuple(
+                RankStatus(rank.number, rank.pid, _state_of(rank, worker), rank.progress, lease.of_process(rank.number))
+                for rank in worker.ranks
+                if lease is not None
+            ),
         )
 
-    def _make_worker(self) -> Worker:
+    def _lease_of(self, worker: Worker) -> Lease | None:
+        return next((lease for lease, holder in self._pool.holders().items() if holder is worker), None)
+
+    def _make_worker(self, lease: Lease) -> Worker:
         machinery = self._machinery
-        holder = object()
-        gpu = None if self.settings.device_type == "cpu" else machinery.devices.borrow(holder, self.settings.device_ids)
         load = replace(
             machinery.load,
             model=self.name,
             version=self.version,
             directory=str(self.unpacked.directory),
             handler=self.settings.handler or self.unpacked.handler,
-            device_type="cpu" if gpu is None else "gpu",
-            gpu_id=gpu,
+            device_type=lease.device_type,
+            gpu_id=lease.gpu_id,
             batch_size=self.settings.batch_size,
             loop=self._policy.turn.loop,
             ranks=self.settings.ranks,
@@ -274,17 +329,19 @@ class ModelVersion:
             manifest_json=self.unpacked.manifest_json,
             config_json=self.unpacked.config_json,
         )
+        devices, of_ranks = lease.environments()
         # A folder of the store is not ours to write into.
-        environment = {} if self.unpacked.is_ours else {"PYTHONDONTWRITEBYTECODE": "1"}
+        environment = devices if self.unpacked.is_ours else {"PYTHONDONTWRITEBYTECODE": "1", **devices}
         spec = WorkerSpec(
             f"{self.name}/{self.version}",
             0,
             self.unpacked.directory,
             environment,
             self.unpacked.python,
-            ranks=({},) * self.settings.ranks,
+            ranks=of_ranks,
+            cores=lease.cores,
         )
-        worker = Worker(
+        return Worker(
             machinery.plan(spec, load, self.settings),
             machinery.placement,
             self._policy,
@@ -293,8 +350,6 @@ class ModelVersion:
             machinery.clock,
             self._pool.changed,
         )
-        worker.dead.add_done_callback(lambda _: machinery.devices.give_back(holder))
-        return worker
 
     def _changed(self) -> None:
         self._metrics.worker_states([worker.state.value for worker in self._pool.workers()] + self._absent_workers())
@@ -320,6 +375,13 @@ class ModelVersion:
         self._metrics.total_seconds(total_seconds)
         if request.error is None:
             self._metrics.answered(request.call.version, request.sent_at - request.received_at, total_seconds)
+
+
+def _state_of(rank: Rank, worker: Worker) -> str:
+    """In the words of workers: one that has loaded is ready, or leaves, together with the others."""
+    if rank.state is RankState.LOADED:
+        return worker.state.value
+    return "dead" if rank.state is RankState.GONE else rank.state.value
 
 
 def _resident_bytes(pid: int) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from torchd_server import errors
+from torchd_server.accelerators.ledger import Account, Lease
 from torchd_server.worker import UNLOAD_SECONDS, Worker, WorkerState
 
 logger = logging.getLogger(__name__)
@@ -36,10 +37,12 @@ class WorkerFailure:
 
 
 class _Slot:
-    """One wanted worker: the living one, or the pause before the next."""
+    """One wanted worker: the living one, or the pause before the next. Its devices stay its own meanwhile."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, lease: Lease) -> None:
         self.number = number
+        # None after they were quarantined and before there are others.
+        self.lease: Lease | None = lease
         self.worker: Worker | None = None
         self.leaving = False
         self.task: asyncio.Task[None] | None = None
@@ -49,11 +52,16 @@ class WorkerPool:
     """Keeps `wanted` workers alive."""
 
     def __init__(
-        self, make_worker: Callable[[], Worker], unload_grace_seconds: float, on_change: Callable[[], None]
+        self,
+        make_worker: Callable[[Lease], Worker],
+        account: Account,
+        unload_grace_seconds: float,
+        on_change: Callable[[], None],
     ) -> None:
         self.last_failure: WorkerFailure | None = None
         self.given_up: WorkerFailure | None = None
         self._make_worker = make_worker
+        self._account = account
         self._grace_seconds = unload_grace_seconds
         self._on_change = on_change
         self._slots: list[_Slot] = []
@@ -83,11 +91,20 @@ class WorkerPool:
         """The living workers, in the order of their slots."""
         return [slot.worker for slot in self._slots if slot.worker is not None]
 
+    def holders(self) -> dict[Lease, Worker | None]:
+        """Every lease of its slots, of those that leave too, with the worker in it."""
+        return {slot.lease: slot.worker for slot in (*self._slots, *self._leaving.values()) if slot.lease is not None}
+
     def scale(self, wanted: int) -> None:
-        """Sets the wanted number: new workers start, surplus ones finish and leave; a failed pool tries anew."""
+        """Sets the wanted number: new workers start, surplus ones finish and leave; a failed pool tries anew.
+
+        The devices of all new workers are borrowed first: NotEnoughDevices changes nothing.
+        """
+        missing = wanted - len(self._slots)
+        leases = self._account.borrow(missing, len(self._slots)) if missing > 0 else []
         self._revive()
-        while len(self._slots) < wanted:
-            slot = _Slot(next(self._numbers))
+        for lease in leases:
+            slot = _Slot(next(self._numbers), lease)
             self._slots.append(slot)
             self._open(slot)
         while len(self._slots) > wanted:
@@ -142,6 +159,8 @@ class WorkerPool:
 
     def _dismiss(self, slot: _Slot) -> None:
         slot.leaving = True
+        if slot.lease is not None:
+            self._account.leave(slot.lease)
         task = asyncio.get_running_loop().create_task(self._let_go(slot), name=f"stop worker slot {slot.number}")
         self._leaving[task] = slot
         task.add_done_callback(self._leaving.pop)
@@ -152,12 +171,36 @@ class WorkerPool:
         if slot.task is not None:
             slot.task.cancel()  # it may be resting between two starts
             await asyncio.wait([slot.task])
+        self._return_lease(slot)
+
+    def _return_lease(self, slot: _Slot) -> None:
+        """Gives the devices back, unless a process that could not be ended may still have them (G05, G06)."""
+        lease, slot.lease = slot.lease, None
+        if lease is None:
+            return
+        if slot.worker is None or slot.worker.is_gone:
+            self._account.give_back(lease)
+        else:
+            self._account.quarantine(lease)
+            slot.worker.when_gone(lambda: self._account.give_back(lease))
+
+    async def _lease_of(self, slot: _Slot) -> Lease:
+        """The slot's devices once nobody else holds them, or others; raises NotEnoughDevices."""
+        while True:
+            lease = slot.lease or self._account.borrow_other(len(self._slots) - 1)
+            slot.lease = lease
+            if await self._account.wait_free(lease):
+                return lease
+            self._account.give_back(lease)
+            slot.lease = None
 
     async def _keep(self, slot: _Slot) -> None:
         """Runs one worker after the other in this slot, until it is dismissed or the pool gives up."""
         while not slot.leaving and self.given_up is None:
             try:
-                slot.worker = worker = self._make_worker()
+                slot.worker = worker = self._make_worker(await self._lease_of(slot))
+            except errors.NotEnoughDevices as error:
+                self._note_failure(None, error)
             except Exception as error:  # a bug of ours must not end the slot in silence
                 logger.exception("a worker could not be made")
                 self._note_failure(None, errors.LoadFailed(f"the worker could not be made: {error}"))
@@ -165,6 +208,8 @@ class WorkerPool:
                 await self._live(worker)
                 if slot.leaving:
                     return
+                if not worker.is_gone:
+                    self._return_lease(slot)
                 slot.worker = None
                 self._note_failure(worker, worker.dead.result())
             if self.given_up is None:
@@ -183,8 +228,8 @@ class WorkerPool:
 
     def _note_failure(self, worker: Worker | None, error: errors.TorchdError) -> None:
         self._deaths = 1 if worker is not None and worker.has_answered else self._deaths + 1
-        # What this machine cannot spare (descriptors, processes) is no fault of the model, and may come back.
-        blames_model = not isinstance(error, errors.SpawnFailed)
+        # What this machine cannot spare (descriptors, processes, devices) is no fault of the model, and may come back.
+        blames_model = not isinstance(error, errors.SpawnFailed | errors.NotEnoughDevices)
         was_ready = worker is not None and worker.was_ready
         self._failures = 0 if was_ready else self._failures + blames_model
         name, stderr = (worker.name, worker.stderr) if worker is not None else ("", deque[str]())

@@ -64,6 +64,7 @@ class FakeServer(
         self.failure: Status | None = None
         self.status_in_answer: Status | None = None
         self.models = {"bert": [management.ModelDescription(model_name="bert", model_version="1.0", is_default=True)]}
+        self.devices = management.ListDevicesResponse()
         self.health = "Healthy"
         self.left = threading.Event()  # a client of `slow` or `endless` has gone
         self.watched = threading.Event()
@@ -131,6 +132,10 @@ class FakeServer(
         page = [management.ModelSummary(model_name=name) for name in names[start : start + PAGE]]
         following = start + PAGE if start + PAGE < len(names) else None
         return management.ManagementResponse(summaries=page, next_page_token=following)
+
+    def ListDevices(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._receive("ListDevices", request, context)
+        return self.devices
 
     def Watch(self, request: Any, context: grpc.ServicerContext, *rest: Any) -> Any:
         self.watched.set()

@@ -17,7 +17,11 @@ from typer.testing import CliRunner
 
 from torchd_clients.cli import add_commands
 from torchd_protos.management_pb2 import (
+    AbsentAccelerator,
+    DeviceDescription,
+    DeviceHolder,
     FailureDescription,
+    ListDevicesResponse,
     ModelDescription,
     ModelState,
     WorkerDescription,
@@ -145,6 +149,42 @@ def test_describe_shows_workers_and_the_traceback(run: Run, server: FakeServer, 
     for text in ("1/2 ready (at most 3)", "4711", "64 MiB", "back off", 'File "handler.py", line 3', "warning: old"):
         assert text in shown
     assert json.loads(run("describe", "bert", "--json").stdout)[0]["last_failure"]["kind"] == "LoadFailed"
+
+
+def test_devices_shows_who_holds_which_and_why_there_are_no_others(run: Run, server: FakeServer) -> None:
+    gpu = {"device_type": "gpu", "accelerator": "cuda", "name": "NVIDIA H200", "memory_size": 141 << 30}
+    held = [
+        DeviceHolder(model_name="bert", model_version="1.0", worker_id="4", pid=99),
+        {"model_name": "x\x1b", "model_version": "2"},
+    ]
+    core = {"device_type": "cpu", "accelerator": "cpu", "name": "CPU core", "numa_node": 0}
+    server.devices = ListDevicesResponse(
+        devices=[
+            DeviceDescription(index=0, id="0", holders=held, **gpu),
+            DeviceDescription(index=1, id="MIG-a", quarantined=True, **gpu),
+            *(DeviceDescription(index=index, id=str(index + 4), **core) for index in range(3)),
+            DeviceDescription(index=3, id="7", holders=held[:1], **core),
+        ],
+        absent=[AbsentAccelerator(accelerator="neuron", reason="neuron-ls is not on PATH")],
+    )
+    shown = run("devices").stdout
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
+    assert rows == [
+        [
+            "gpu 0",
+            "0",
+            "NVIDIA H200",
+            "141 GiB",
+            "",
+            "bert/1.0 worker 4 (pid 99), x\N{REPLACEMENT CHARACTER}/2 starting",
+        ],
+        ["gpu 1", "MIG-a", "NVIDIA H200", "141 GiB", "", "(quarantined: its process could not be ended)"],
+        ["cpu 0-2", "4-6", "CPU core", "", "0", ""],
+        ["cpu 3", "7", "CPU core", "", "0", "bert/1.0 worker 4 (pid 99)"],
+    ]
+    assert shown.endswith("no neuron: neuron-ls is not on PATH\n")
+    (document,) = json.loads(run("devices", "--json").stdout)
+    assert (len(document["devices"]), document["absent"][0]["accelerator"]) == (6, "neuron")
 
 
 def test_what_a_model_says_cannot_steer_the_terminal(run: Run, server: FakeServer, described: ModelDescription) -> None:

@@ -35,6 +35,7 @@ TOLD = [
     (Code.UNAUTHENTICATED, "BAD_TOKEN", errors.Unauthenticated),
     (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL", errors.QueueFull),
     (Code.RESOURCE_EXHAUSTED, "NO_TICKET", errors.Overloaded),
+    (Code.RESOURCE_EXHAUSTED, "NOT_ENOUGH_DEVICES", errors.NotEnoughDevices),
     (Code.RESOURCE_EXHAUSTED, "SEQUENCE_LIMIT", errors.SequenceLimit),
     (Code.ABORTED, "SEQUENCE_CLOSED", errors.SequenceEnded),
     (Code.ABORTED, "SEQUENCE_LOST", errors.SequenceEnded),

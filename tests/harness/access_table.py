@@ -62,6 +62,7 @@ ROUTES: dict[str, dict[tuple[str, str], str]] = {
         ("GET PUT DELETE OPTIONS", "/models/{model_name}"): "management",
         ("GET PUT DELETE OPTIONS", "/models/{model_name}/{model_version}"): "management",
         ("PUT", "/models/{model_name}/{model_version}/set-default"): "management",
+        ("GET", "/devices"): "management",
         ("GET POST", "/workflows"): "management",
         ("GET DELETE", "/workflows/{workflow_name}"): "management",
         ("GET", "/v1/models/{model_name}"): "management",

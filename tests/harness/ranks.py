@@ -71,3 +71,9 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def tell(report: str) -> None:
+    """Ends a program of a rank with what it has to say; as a worker ends, without taking the interpreter apart."""
+    print(report, flush=True)
+    os._exit(0)

@@ -113,7 +113,9 @@ def test_a_model_that_runs_elsewhere_than_asked_is_no_measurement(script: Module
 def test_every_way_becomes_a_model_config() -> None:
     setup = Setup("gpu", "inductor", pin_memory=False)
     plain = config_of(MODELS["bert"], OPTIMIZATIONS["fp16"], setup)
-    assert (plain["deviceType"], plain["optimize"]) == ("gpu", {"dtype": "float16", "pin_memory": False})
+    assert (plain["deviceType"], plain["deviceIds"]) == ("gpu", [0])
+    assert plain["optimize"] == {"dtype": "float16", "pin_memory": False}
+    assert "deviceIds" not in config_of(MODELS["bert"], OPTIMIZATIONS["fp16"], replace(setup, device_type="cpu"))
     assert "pt2" not in plain
     compiled = config_of(MODELS["vit"], OPTIMIZATIONS["bf16-compiled"], setup)
     assert compiled["pt2"] == {"compile": {"enable": True, "backend": "inductor"}}

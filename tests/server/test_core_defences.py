@@ -189,7 +189,7 @@ class Office:
             ModelSettings(),
             Limits(unload_grace=1.0),
             True,
-            lambda: 1,
+            lambda _: 1,
         )
 
     async def register(self) -> Any:

@@ -54,7 +54,7 @@ class Bench:
             ModelSettings(),
             limits or Limits(unload_grace=1.0),
             api,
-            lambda: 2,
+            lambda _: 2,
         )
 
     def unpacked(self) -> int:

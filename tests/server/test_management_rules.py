@@ -31,6 +31,8 @@ from fakes import (
 
 from torchd_archiver.packing import PackRequest, pack
 from torchd_server import errors
+from torchd_server.accelerators.base import Device, Found
+from torchd_server.accelerators.ledger import DeviceLedger
 from torchd_server.management import Management, RegisterModel, Rules
 from torchd_server.metrics import Metrics
 from torchd_server.placement.base import Output, WorkerSpec
@@ -59,22 +61,23 @@ class RealSize(FakePlacement):
 class Bench:
     """Management over a store to put archives into."""
 
-    def __init__(self, folder: Path, rules: Rules, *behaviours: Behaviour) -> None:
+    def __init__(self, folder: Path, rules: Rules, *behaviours: Behaviour, devices: DeviceLedger | None = None) -> None:
         self.folder = folder
         self.placement = RealSize(*(behaviours or (echoes,)))
         self.registry = ModelRegistry()
+        self.metrics = Metrics()
         (folder / "scratch").mkdir()
         (folder / "store").mkdir(exist_ok=True)
         (folder / "handler.py").write_text("def handle(data, context):\n    return data\n")
         self.management = Management(
             self.registry,
             ModelStore(folder / "store", folder / "scratch"),
-            machinery(self.placement, ManualClock()),
-            Metrics(),
+            machinery(self.placement, ManualClock(), devices=devices),
+            self.metrics,
             ModelSettings(),
             Limits(unload_grace=1.0),
             True,
-            lambda: STARTS,
+            lambda _: STARTS,
             rules,
         )
 
@@ -94,8 +97,10 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench_in(folder: Path, rules: Rules | None = None, *behaviours: Behaviour) -> AsyncIterator[Bench]:
-    bench = Bench(folder, rules or Rules(read_config=lenient), *behaviours)
+async def bench_in(
+    folder: Path, rules: Rules | None = None, *behaviours: Behaviour, devices: DeviceLedger | None = None
+) -> AsyncIterator[Bench]:
+    bench = Bench(folder, rules or Rules(read_config=lenient), *behaviours, devices=devices)
     yield bench
     await bench.management.drain(0.0)
     await bench.management.stop()
@@ -415,3 +420,61 @@ def test_an_unregister_call_takes_no_longer_than_it_may(tmp_path: Path) -> None:
             assert isinstance(request.error, errors.Draining)
 
     main()
+
+
+def machine(kind: str, count: int) -> DeviceLedger:
+    return DeviceLedger({kind: Found(tuple(Device(kind, number, str(number)) for number in range(count)))})
+
+
+def test_a_registration_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Neither a model nor a folder nor a series; the default version of the same name stays."""
+
+    async def main() -> None:
+        devices = machine("neuron", 2)
+        async with bench_in(tmp_path, devices=devices) as bench:
+            for version in ("1.0", "2.0"):
+                with pytest.raises(errors.NotEnoughDevices, match="asks for 3 NeuronCores"):
+                    await bench.management.register(RegisterModel(bench.pack(version=version), initial_workers=3))
+                assert bench.registry.names() == (["m"] if version == "2.0" else [])
+                kept = {model.unpacked.directory for model in bench.registry}
+                assert set((tmp_path / "scratch").iterdir()) == kept
+                assert f'model_version="{version}"' not in bench.metrics.text().decode()
+                if version == "1.0":
+                    await bench.management.register(RegisterModel("m-1.0.mar", initial_workers=1))
+            with pytest.raises(errors.NotEnoughDevices):
+                await bench.management.scale("m", "", 3, 3, True)
+            assert (bench.settings.min_workers, bench.settings.max_workers) == (1, 1)
+            [first, second] = bench.management.devices().devices
+            assert [holder.model for holder in first.holders] == ["m"]
+            assert second.holders == ()
+            await bench.management.unregister("m", "")
+            assert devices.leases() == []
+
+    asyncio.run(main())
+
+
+def test_groups_that_do_not_fit_are_not_wanted(tmp_path: Path) -> None:
+    """torchserve.md 7.3: the number of workers is that of the groups of GPUs."""
+
+    async def main() -> None:
+        async with bench_in(tmp_path, devices=machine("cuda", 8)) as bench:
+            archive = bench.pack("parallelType: tp\nparallelLevel: 4\nminWorkers: 3\nmaxWorkers: 5\n")
+            change = await bench.management.register(RegisterModel(archive))
+            assert (change.wanted, change.ready) == (2, 2)
+            assert (bench.settings.min_workers, bench.settings.max_workers) == (2, 2)
+
+    asyncio.run(main())
+
+
+def test_a_model_that_nobody_gave_a_number_grows_as_far_as_there_are_devices(tmp_path: Path) -> None:
+    """Others may have taken them since its first worker was started."""
+
+    async def main() -> None:
+        devices = machine("neuron", STARTS)
+        async with bench_in(tmp_path, with_memory(100), devices=devices) as bench:
+            await bench.management.register_at_start(f"m={bench.pack()}")
+            devices.borrow("other", "1.0", ModelSettings(), 2)
+            await until(lambda: not bench.management._growing)
+            assert bench.registry.get("m").wanted_workers == STARTS - 2
+
+    asyncio.run(main())

@@ -160,7 +160,7 @@ class Server:
             ModelSettings(),
             Limits(),
             True,
-            lambda: 1,
+            lambda _: 1,
         )
         store = WorkflowStore(tmp_path / "store", tmp_path)
         workflows = Workflows(store, management, registry, inference, ManualClock(), Limits(), True)

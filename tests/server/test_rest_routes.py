@@ -52,7 +52,7 @@ class Ports:
             ModelSettings(),
             Limits(),
             True,
-            lambda: 1,
+            lambda _: 1,
         )
         inference = Inference(self.registry)
         open_inference = OpenInference(self.registry, inference)
@@ -97,6 +97,7 @@ def test_every_rule_leads_to_its_method(ports: Ports, rule: HttpRule) -> None:
     status, document = ports.ask("management", rule.method, filled(rule))
     expected = {
         "ListModels": (200, {"models": []}),
+        "ListDevices": (200, {"devices": [], "absent": []}),
         "RegisterModel": (
             400,
             {"code": 400, "type": "BadRequestException", "message": "Parameter url is required."},

@@ -73,7 +73,7 @@ async def _ranks(tmp_path: Path) -> None:
         environments = [process.environ() for process in living]
         told = [options(process) for process in living]
         assert all(os.getsid(process.pid) == process.pid for process in processes)
-        assert [len(sockets_of(process)) for process in living] == [3, 2, 2], "a rank holds a socket of another"
+        assert [len(sockets_of(process)) for process in living] == [4, 2, 2], "a rank holds a socket of another"
         processes[2].dump_stacks()
         await until(lambda: any("most recent call first" in line for _, _, line in lines))
         assert {rank for rank, _, _ in lines} == {2}

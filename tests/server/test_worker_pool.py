@@ -15,19 +15,23 @@ from fakes import (
     fails_to_load,
     in_loop,
     loads,
+    loads_only,
     turns,
     until,
 )
 
 from torchd_protos.frames import FrameLimits, Load
 from torchd_server import errors, pool
+from torchd_server.accelerators.base import Device, Found
 from torchd_server.accelerators.cpu import ThreadBudget
+from torchd_server.accelerators.ledger import Account, DeviceLedger, Lease
 from torchd_server.batching.policy import BatchPolicy
 from torchd_server.batching.queues import Fifo
 from torchd_server.batching.waits import AdaptiveWait
 from torchd_server.metrics import Metrics
 from torchd_server.placement.base import Output, WorkerSpec
 from torchd_server.pool import FAILURES_BEFORE_GIVING_UP, WorkerPool
+from torchd_server.settings import ModelSettings
 from torchd_server.worker import Worker, WorkerPlan
 
 
@@ -39,16 +43,20 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 class Bench:
     """A pool over fake processes."""
 
-    def __init__(self, *behaviours: Callable[[FakeWorker], object]) -> None:
+    def __init__(self, *behaviours: Callable[[FakeWorker], object], neuron_cores: int = 0) -> None:
         self.clock = ManualClock()
         self.placement = FakePlacement(*behaviours)  # type: ignore[arg-type]
         self.threads = ThreadBudget(4)
+        cores = tuple(Device("neuron", core, str(core)) for core in range(neuron_cores))
+        self.devices = DeviceLedger({"neuron": Found(cores)})
+        self.lent: list[Lease] = []
         self.metrics = Metrics().of_model("m", "1.0")
         self.policy = BatchPolicy(Fifo(), 1, 10, AdaptiveWait(0.1), self.clock)
         self.changes = 0
-        self.pool = WorkerPool(self._worker, 1.0, self._changed)
+        self.pool = WorkerPool(self._worker, Account(self.devices, "m", "1.0", ModelSettings()), 1.0, self._changed)
 
-    def _worker(self) -> Worker:
+    def _worker(self, lease: Lease) -> Worker:
+        self.lent.append(lease)
         plan = WorkerPlan(
             WorkerSpec("m/1.0", 0, directory=None),  # type: ignore[arg-type] # the fake has no folder
             Load(model="m", version="1.0"),
@@ -279,7 +287,7 @@ def test_the_pause_grows_from_nothing_to_a_minute(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     random.seed(1)
     pauses = []
-    keeper = WorkerPool(lambda: None, 1.0, lambda: None)  # type: ignore[arg-type, return-value]
+    keeper = WorkerPool(lambda _: None, None, 1.0, lambda: None)  # type: ignore[arg-type, return-value]
     for failures in range(1, 12):
         keeper._deaths = keeper._failures = failures
         pauses.append(keeper._back_off())
@@ -295,4 +303,115 @@ async def test_a_model_that_loads_is_never_given_up() -> None:
     bench.pool.scale(1)
     await until(lambda: len(bench.placement.launched) > FAILURES_BEFORE_GIVING_UP + 2)
     assert bench.pool.given_up is None
+    await bench.pool.stop(1.0)
+
+
+def cores_lent(bench: Bench) -> list[list[str]]:
+    return [[device.identity for device in lease.devices] for lease in bench.devices.leases()]
+
+
+@in_loop
+async def test_a_worker_that_died_comes_back_on_the_devices_of_its_slot() -> None:
+    bench = Bench(echoes, neuron_cores=3)
+    bench.pool.scale(2)
+    assert await bench.pool.settle() is None
+    bench.placement.launched[1].exit(-9)
+    await until(lambda: bench.pool.ready == 2 and len(bench.lent) == 3)
+    assert bench.lent[2] is bench.lent[1]
+    await bench.pool.stop(1.0)
+    assert bench.devices.leases() == []
+
+
+@in_loop
+async def test_a_refused_scale_changes_nothing() -> None:
+    """All devices are borrowed before the first slot is made, or none."""
+    bench = Bench(echoes, neuron_cores=2)
+    bench.pool.scale(1)
+    assert await bench.pool.settle() is None
+    with pytest.raises(errors.NotEnoughDevices, match="asks for 3 NeuronCores"):
+        bench.pool.scale(3)
+    assert (bench.pool.wanted, bench.alive, cores_lent(bench)) == (1, 1, [["0"]])
+    await bench.pool.stop(1.0)
+
+
+@in_loop
+async def test_who_is_scaled_up_again_at_once_waits_for_the_processes_that_leave() -> None:
+    """G05: NeuronCores are free when the process that holds them is gone, and not before."""
+    bench = Bench(loads_only, neuron_cores=2)
+    bench.pool.scale(2)
+    assert await bench.pool.settle() is None
+    for process in bench.placement.launched:
+        process.is_immortal = True  # it takes its time
+    bench.pool.scale(0)
+    bench.pool.scale(2)
+    await turns(30)
+    assert len(bench.placement.launched) == 2
+    bench.placement.launched[0].exit(0)
+    await until(lambda: bench.clock.advance(0.3) or len(bench.placement.launched) == 3)
+    await turns(30)
+    assert len(bench.placement.launched) == 3
+    assert [device.identity for device in bench.lent[2].devices] == ["0"]
+    bench.placement.launched[1].exit(0)
+    await until(lambda: bench.clock.advance(0.3) or len(bench.placement.launched) == 4)
+    await bench.pool.stop(1.0)
+    assert bench.devices.leases() == []
+
+
+@in_loop
+async def test_a_device_whose_process_cannot_be_ended_is_lent_to_nobody_until_it_has() -> None:
+    """G06: the slot goes on with another device, or waits; nothing of the daemon is blocked."""
+    bench = Bench(echoes, neuron_cores=2)
+    bench.pool.scale(1)
+    assert await bench.pool.settle() is None
+    [stuck] = bench.placement.launched
+    stuck.is_immortal = True  # in a driver, where no signal reaches it
+    [worker] = bench.pool.workers()
+    worker.kill(errors.WorkerTimeout("it hangs"))
+    bench.clock.advance(10.0)
+    await until(lambda: bench.pool.ready == 1 and len(bench.lent) == 2)
+    assert [device.identity for device in bench.lent[1].devices] == ["1"]
+    assert [bench.devices.is_quarantined(device) for device in bench.devices.devices()] == [True, False]
+    with pytest.raises(errors.NotEnoughDevices, match="1 held by a process that could not be ended"):
+        bench.pool.scale(2)
+    stuck.exit(-9)
+    await until(lambda: not bench.devices.is_quarantined(bench.devices.devices()[0]))
+    bench.pool.scale(2)
+    assert await bench.pool.settle() is None
+    await bench.pool.stop(1.0)
+    assert bench.devices.leases() == []
+
+
+@in_loop
+async def test_a_slot_without_a_device_tries_again_and_blames_nobody() -> None:
+    bench = Bench(echoes, neuron_cores=1)
+    bench.pool.scale(1)
+    assert await bench.pool.settle() is None
+    [stuck] = bench.placement.launched
+    stuck.is_immortal = True
+    bench.pool.workers()[0].kill(errors.WorkerTimeout("it hangs"))
+    bench.clock.advance(10.0)
+    await until(lambda: bench.pool.last_failure and "NeuronCore" in str(bench.pool.last_failure.error))
+    assert bench.pool.given_up is None
+    stuck.exit(-9)
+    await until(lambda: bench.pool.ready == 1)
+    await bench.pool.stop(1.0)
+    assert bench.devices.leases() == []
+
+
+@in_loop
+async def test_a_process_that_stays_after_its_slot_was_dismissed_keeps_its_device() -> None:
+    bench = Bench(loads_only, neuron_cores=1)
+    bench.pool.scale(1)
+    assert await bench.pool.settle() is None
+    [stuck] = bench.placement.launched
+    stuck.is_immortal = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchd_server.worker.UNLOAD_SECONDS", 0.01)
+        bench.pool.scale(0)
+        await until(lambda: stuck.was_killed)
+    bench.clock.advance(10.0)
+    await until(lambda: bench.devices.is_quarantined(bench.devices.devices()[0]))
+    assert cores_lent(bench) == [["0"]]
+    stuck.exit(-9)
+    await until(lambda: not bench.devices.leases())
     await bench.pool.stop(1.0)

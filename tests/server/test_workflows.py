@@ -61,7 +61,7 @@ class Bench:
             ModelSettings(),
             limits,
             True,
-            lambda: 1,
+            lambda _: 1,
         )
         self.inference = Inference(self.registry, limits)
         self.workflows = Workflows(

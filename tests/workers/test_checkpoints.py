@@ -19,6 +19,8 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -156,6 +158,20 @@ def test_what_overflows_in_16_bits_stays_in_32(tmp_path: Path) -> None:
     kinds = {name.split(".")[-2]: parameter.dtype for name, parameter in loaded.named_parameters()}
     assert kinds["wo"] == torch.float32
     assert kinds["wi"] == torch.float16
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_a_model_computes_is_rounded_as_from_pretrained_does(dtype: torch.dtype, tmp_path: Path) -> None:
+    """GPT-J keeps a table of positions; computed in 16 bits it would be another."""
+    config = GPTJConfig(n_embd=32, n_layer=1, n_head=4, vocab_size=60, rotary_dim=4, bos_token_id=1, eos_token_id=2)
+    GPTJForCausalLM(config).save_pretrained(tmp_path)
+    expected = dict(GPTJForCausalLM.from_pretrained(tmp_path, dtype=dtype).named_buffers())
+    found = dict(load_model(tmp_path, dtype=dtype).named_buffers())
+    assert found.keys() == expected.keys()
+    assert found
+    for name, buffer in expected.items():
+        assert found[name].dtype == buffer.dtype
+        assert torch.equal(found[name], buffer)
 
 
 def test_a_weight_that_is_missing_is_named(tmp_path: Path) -> None:

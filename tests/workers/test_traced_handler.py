@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from torchd_workers.handlers.traced import TracedHandler  # noqa: E402
 
 NUMBERS = {"name": "numbers", "dtype": "int64", "padding": 7}
 MASK = {"name": "mask", "dtype": "int64", "padding": 0}
+BUCKET = {"file": "b2.pt", "batch_size": 2, "max_length": 4}
 SHAPES = [(2, 4), (2, 9), (5, 4), (5, 9)]
 
 
@@ -227,6 +229,15 @@ def _counting(program, runs):
         return program(*inputs)
 
     return run
+
+
+def test_a_program_that_cannot_run_fails_when_the_model_loads(start, tmp_path, folder):
+    """Not at the first request. The shapes that config.json says are not those of the program."""
+    shutil.copy(folder / "b2_l4.pt", tmp_path / "b2.pt")
+    failed = load(start(tmp_path), traced={"buckets": [{**BUCKET, "batch_size": 3}], "inputs": [NUMBERS, MASK]})
+    assert isinstance(failed, LoadFailed)
+    assert "compiled for another shape" in failed.message
+    assert load(start(tmp_path), traced={"buckets": [BUCKET], "inputs": [NUMBERS, MASK]}) == Loaded()
 
 
 def test_a_program_for_neuron_cores_says_what_it_needs(start, folder):

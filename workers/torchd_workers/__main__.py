@@ -2,11 +2,13 @@
 
 The daemon starts it with the socket as descriptor N and the model's directory as the working directory. `-P` keeps
 that directory off sys.path until everything this runtime needs is imported. `--cores 0,1` pins it to these CPU cores.
-Where several processes are one worker, `--peers 7,8` are rank 0's sockets to ranks 1 and 2, `--leader 9` theirs to it.
+Where several processes are one worker, `--peers 7,8` are rank 0's sockets to ranks 1 and 2, `--leader 9` theirs to it,
+and `--store 10` is where rank 0 lets all of them meet.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import faulthandler
@@ -16,6 +18,7 @@ import resource
 import signal
 import sys
 from socket import socket
+from typing import NoReturn
 
 from torchd_workers.channel import Channel
 from torchd_workers.worker import Worker
@@ -34,7 +37,30 @@ def main() -> int:
     _tell_stacks()
     channel = Channel(_inherited(int(options["--fd"])))
     group = [_inherited(fd) for fd in _numbers(options.get("--peers") or options.get("--leader", ""))]
+    if "--store" in options:
+        _open_store(_inherited(int(options["--store"])))
     return Worker(channel, int(options["--incarnation"]), int(options["--rank"]), group).run()
+
+
+def _open_store(listener: socket) -> None:
+    # Imported where it is used: most workers are alone.
+    from torchd_workers.rendezvous import MeetingPlace
+
+    MeetingPlace(listener).open()
+
+
+def _leave(status: int) -> NoReturn:
+    """Does what libraries and handlers have asked for at the end, and leaves without taking the interpreter apart.
+
+    With torch imported that would take seconds, and a thread of the collectives' backend, about to let go of a tensor,
+    would wait for ever for the interpreter, or abort.
+    """
+    try:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(status)
 
 
 def _numbers(text: str) -> list[int]:
@@ -92,4 +118,4 @@ def _tell_stacks() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

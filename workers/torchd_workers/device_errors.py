@@ -52,8 +52,8 @@ def is_device_lost(error: BaseException) -> bool:
 def free_memory() -> None:
     """Gives back what a call that ran out of memory has left: its objects, and what torch keeps of the device's."""
     gc.collect()
-    cuda = getattr(sys.modules.get("torch"), "cuda", None)
-    if _is_initialized(cuda):
+    cuda = _cuda(sys.modules.get("torch"))
+    if cuda is not None:
         cuda.empty_cache()
 
 
@@ -63,10 +63,12 @@ def _is_accelerator_error(error: BaseException, torch: Any) -> bool:
 
 
 def _synchronize(torch: Any) -> Callable[[], object] | None:
+    cuda = _cuda(torch)
+    return None if cuda is None else cuda.synchronize
+
+
+def _cuda(torch: Any) -> Any:
+    """torch.cuda of a process that has used a GPU, else None."""
     cuda = getattr(torch, "cuda", None)
-    return cuda.synchronize if _is_initialized(cuda) else None
-
-
-def _is_initialized(cuda: Any) -> bool:
-    ask = getattr(cuda, "is_initialized", None)
-    return bool(ask and ask())
+    is_initialized = getattr(cuda, "is_initialized", None)
+    return cuda if is_initialized and is_initialized() else None

@@ -42,7 +42,13 @@ LOOPS: dict[str, type[BatchLoop] | type[StepLoop]] = {"": BatchLoop, "step": Ste
 class Worker:
     """One process with one model. User code runs in the thread that calls `run`, the main one."""
 
-    def __init__(self, channel: Channel, incarnation: int, rank: int, group: Sequence[socket] = ()) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        incarnation: int,
+        rank: int,
+        group: Sequence[socket] = (),
+    ) -> None:
         """`group` are its sockets to the other ranks: the leader's to every follower, a follower's to the leader."""
         self._channel = channel
         self._incarnation = incarnation

@@ -1,1 +1,1 @@
-"""What the archives of scripts/bench_gpu.py hold; the folder `sizes.json` beside each model says how large it is."""
+"""What the archives of scripts/bench_gpu.py hold; sizes.json beside each model says how large it is."""

@@ -16,7 +16,7 @@ class Resnet(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         sizes = json.loads(Path(__file__).with_name("sizes.json").read_text())
-        self.net = ResNetForImageClassification(ResNetConfig(num_labels=1000, **sizes))
+        self.net = ResNetForImageClassification(ResNetConfig(**sizes))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """A row of scores for each image of bytes: they become numbers from 0 to 1 on the device."""

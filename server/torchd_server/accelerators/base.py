@@ -39,11 +39,18 @@ class Accelerator(Protocol):
     name: ClassVar[str]
     # Which deviceType of model-config.yaml means it: "cpu", "gpu" or "neuron".
     device_type: ClassVar[str]
+    # What one device is called in a sentence, and what several are: "GPU", "NeuronCores".
+    unit: ClassVar[str]
+    units: ClassVar[str]
     # Whether a device belongs to one worker at a time, or may be shared by several.
     exclusive: ClassVar[bool]
 
     def discover(self, environment: Mapping[str, str]) -> Found:
-        """Searches this machine, given the daemon's environment; a driver's tool may take seconds (use a thread)."""
+        """Searches this machine, given the daemon's environment; a driver's tool may take seconds (use a thread).
+
+        Never raises: what cannot be found out is an absence, or a warning in the log.
+        """
 
     def environment(self, devices: Sequence[Device]) -> dict[str, str]:
-        """Variables by which a process sees exactly these, set before its interpreter starts."""
+        """Variables by which a process sees exactly these, set before its interpreter starts; of none: those that hide
+        all, where there are such."""

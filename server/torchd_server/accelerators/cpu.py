@@ -1,22 +1,80 @@
-"""The processor: how many cores this process may use, and how its workers share them."""
+"""The processor: which cores this process may use, where they are, and how its workers share them."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
+
+from torchd_server.accelerators.base import Device, Found
 
 CGROUP = Path("/sys/fs/cgroup")
+NODES = Path("/sys/devices/system/node")
+
+
+class Cpu:
+    """Cores, which a model's workers have to themselves where it asks for that (coresPerWorker)."""
+
+    name: ClassVar[str] = "cpu"
+    device_type: ClassVar[str] = "cpu"
+    unit: ClassVar[str] = "CPU core"
+    units: ClassVar[str] = "CPU cores"
+    exclusive: ClassVar[bool] = True
+
+    def __init__(self, cgroup: Path = CGROUP, nodes: Path = NODES) -> None:
+        self._cgroup = cgroup
+        self._nodes = nodes
+
+    def discover(self, environment: Mapping[str, str]) -> Found:
+        """As many as this process may use, node by node: its affinity, which a cpuset narrows, and its quota."""
+        node_of = numa_nodes(self._nodes)
+        order = sorted(allowed_cores(), key=lambda core: (node_of.get(core, 0), core))[: usable_cores(self._cgroup)]
+        return Found(
+            tuple(
+                Device(self.name, index, str(core), "CPU core", numa_node=node_of.get(core))
+                for index, core in enumerate(order)
+            )
+        )
+
+    def environment(self, devices: Sequence[Device]) -> dict[str, str]:
+        """None: the process is told its cores on its command line and sets its own affinity."""
+        return {}
+
+
+def allowed_cores() -> set[int]:
+    """Numbers of the cores that this process may run on."""
+    try:
+        return os.sched_getaffinity(0)
+    except AttributeError:  # not Linux
+        return set(range(os.cpu_count() or 1))
+
+
+def numa_nodes(nodes: Path = NODES) -> dict[int, int]:
+    """The NUMA node of each core, where the kernel tells."""
+    found: dict[int, int] = {}
+    for node in nodes.glob("node[0-9]*"):
+        try:
+            listed = (node / "cpulist").read_text().strip()
+            found |= dict.fromkeys(_numbers(listed), int(node.name.removeprefix("node")))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _numbers(listed: str) -> list[int]:
+    """`0-3,8` as the kernel writes lists."""
+    found: list[int] = []
+    for part in filter(None, listed.split(",")):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int:
     """Cores this process may use: its affinity, cut down to the quota of its control group (v2, then v1)."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        cores = os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, _quota(cgroup))))
+    return max(1, math.ceil(min(len(allowed_cores()), _quota(cgroup))))
 
 
 def _quota(cgroup: Path) -> float:

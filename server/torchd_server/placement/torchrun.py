@@ -26,13 +26,15 @@ class TorchrunPlacement:
     async def launch(self, spec: WorkerSpec, output: Output) -> Sequence[LocalProcess]:
         """Starts the ranks of one worker, all or none; must run in the main thread."""
         size = len(spec.ranks)
-        port = free_port()
         started: list[LocalProcess] = []
         with ExitStack() as ours:  # once the ranks have them, nobody else may hold them open
             pairs = [connected_sockets() for _ in range(size - 1)]
             for end in (end for pair in pairs for end in pair):
                 ours.enter_context(end)
-            inherited = [{"peers": [leaders for leaders, _ in pairs]}, *({"leader": [theirs]} for _, theirs in pairs)]
+            store = ours.enter_context(meeting_place())
+            port = store.getsockname()[1]
+            leaders = {"peers": [leaders for leaders, _ in pairs], "store": [store]}
+            inherited = [leaders, *({"leader": [theirs]} for _, theirs in pairs)]
             try:
                 for rank, own in enumerate(spec.ranks):
                     environment = {**spec.environment, **environment_of(rank, size, port), **own}
@@ -55,18 +57,24 @@ def environment_of(rank: int, size: int, port: int) -> dict[str, str]:
         "GROUP_RANK": "0",
         "MASTER_ADDR": HOST,
         "MASTER_PORT": str(port),
+        # The store is there already: nobody is to open another.
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
         "GLOO_SOCKET_IFNAME": LOOPBACK_INTERFACE,
         "NCCL_SOCKET_IFNAME": LOOPBACK_INTERFACE,
     }
 
 
-def free_port() -> int:
-    """A port that is free now.
+def meeting_place() -> socket.socket:
+    """The socket of the store at which the ranks meet.
 
-    Another process may take it before rank 0 listens on it. That is EADDRINUSE in rank 0, a load that fails: the worker
-    is started again, with another port.
+    Rank 0 would open it itself on every interface of the machine, and on a port that another process may have taken
+    meanwhile; so it is opened here, and rank 0 inherits it.
     """
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-    return port
+    place = socket.socket()
+    try:
+        place.bind((HOST, 0))
+        place.listen()
+    except BaseException:
+        place.close()
+        raise
+    return place

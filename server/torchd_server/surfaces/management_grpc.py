@@ -13,18 +13,20 @@ from torchd_protos.management_pb2_grpc import ManagementAPIsServiceServicer
 from torchd_server import errors
 from torchd_server.management import RECONFIGURABLE, Management, ModelChange, RegisterModel
 from torchd_server.model import VersionStatus
+from torchd_server.surfaces import devices
 from torchd_server.surfaces.status import abort
 from torchd_server.torchserve import words
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 R = TypeVar("R")
-Method = Callable[[Any, R, Context], Awaitable[pb.ManagementResponse]]
+A = TypeVar("A")
+Method = Callable[[Any, R, Context], Awaitable[A]]
 
 
-def _answers_errors(method: Method[R]) -> Method[R]:
+def _answers_errors(method: Method[R, A]) -> Method[R, A]:
     """The door of this surface: every error leaves with its status."""
 
-    async def call(self: Any, request: R, context: Context) -> pb.ManagementResponse:
+    async def call(self: Any, request: R, context: Context) -> A:
         try:
             return await method(self, request, context)
         except Exception as error:
@@ -116,6 +118,11 @@ class ManagementSurface(ManagementAPIsServiceServicer):
         change = await self._management.unregister(_required(request.model_name), request.model_version)
         return _changed(words.unregistered(change), change)
 
+    @_answers_errors
+    async def ListDevices(self, request: pb.ListDevicesRequest, context: Context) -> pb.ListDevicesResponse:
+        """Lists the devices."""
+        return devices.message(self._management.devices())
+
 
 def _required(model_name: str) -> str:
     if not model_name:
@@ -155,7 +162,7 @@ def _description(status: VersionStatus) -> pb.ModelDescription:
         state=f"MODEL_STATE_{status.state.value.upper()}",
         pending_requests=status.pending,
         remaining_capacity=status.remaining,
-        device_type="gpu" if any(worker.gpu is not None for worker in status.workers) else "cpu",
+        device_type=status.device_type,
         workers=[
             pb.WorkerDescription(
                 id=worker.name,
@@ -164,10 +171,12 @@ def _description(status: VersionStatus) -> pb.ModelDescription:
                 pid=worker.pid,
                 memory_usage=worker.memory_bytes,
                 gpu=worker.gpu is not None,
-                gpu_usage="N/A",
+                gpu_usage="N/A" if worker.gpu is None else f"gpuId::{worker.gpu}",
                 threads=worker.threads,
                 running_requests=worker.running,
                 progress=worker.progress,
+                devices=devices.references(worker.devices),
+                ranks=[devices.rank(rank) for rank in worker.ranks],
             )
             for worker in status.workers
         ],

@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torchd_server.accelerators.base import Device
+from torchd_server.accelerators.kinds import ACCELERATORS
 from torchd_server.management import ModelChange, ModelPage
-from torchd_server.model import VersionStatus, WorkerStatus
+from torchd_server.model import RankStatus, VersionStatus, WorkerStatus
 
 PROCESSING = "Processing worker updates..."
 
@@ -84,7 +86,7 @@ def _description(status: VersionStatus) -> dict[str, Any]:
         "clientTimeoutInMills": settings.client_timeout_ms,
         "parallelType": settings.parallel_type,
         "parallelLevel": settings.parallel_level,
-        "deviceType": _device_type(status),
+        "deviceType": status.device_type,
         "continuousBatching": settings.continuous_batching,
         "useJobTicket": settings.use_job_ticket,
         "useVenv": settings.use_venv,
@@ -102,13 +104,6 @@ def _description(status: VersionStatus) -> dict[str, Any]:
     if status.last_failure is not None:
         found["lastFailure"] = failure(status)
     return found
-
-
-def _device_type(status: VersionStatus) -> str:
-    """What its workers run on; what it wishes for while there are none."""
-    if not status.workers:
-        return status.settings.device_type or "cpu"
-    return "gpu" if any(worker.gpu is not None for worker in status.workers) else "cpu"
 
 
 def failure(status: VersionStatus) -> dict[str, Any]:
@@ -134,10 +129,26 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
         "memoryUsage": worker.memory_bytes,
         "pid": worker.pid,
         "gpu": worker.gpu is not None,
-        "gpuUsage": "N/A",
+        "gpuUsage": "N/A" if worker.gpu is None else f"gpuId::{worker.gpu}",
         "state": worker.state.upper(),
         "threads": worker.threads,
+        **({"devices": [_device(device) for device in worker.devices]} if worker.devices else {}),
+        **({"ranks": [_rank(rank) for rank in worker.ranks]} if len(worker.ranks) > 1 else {}),
     }
+
+
+def _rank(rank: RankStatus) -> dict[str, Any]:
+    return {
+        "rank": rank.rank,
+        "pid": rank.pid,
+        "state": rank.state.upper(),
+        "progress": rank.progress,
+        "devices": [_device(device) for device in rank.devices],
+    }
+
+
+def _device(device: Device) -> dict[str, Any]:
+    return {"deviceType": ACCELERATORS[device.accelerator].device_type, "index": device.index, "id": device.identity}
 
 
 def timestamp(moment: Any) -> str:

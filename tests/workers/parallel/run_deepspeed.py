@@ -3,13 +3,14 @@
 import importlib.util
 import json
 import logging
-import shutil
 import sys
 from pathlib import Path
 
 import torch
-import torchd_workers.loader as loader
 import yaml
+from harness.ranks import tell
+
+import torchd_workers.loader as loader
 from torchd_workers.context import Context
 
 MODEL = Path(__file__).parents[2] / "models" / "seed_deepspeed"
@@ -23,11 +24,16 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 handler = module.ModelHandler()
 context = Context(
-    "bloom", str(folder), None, len(texts), None, model_yaml_config=yaml.safe_load((MODEL / "model-config.yaml").read_text())
+    "bloom",
+    str(folder),
+    None,
+    len(texts),
+    None,
+    model_yaml_config=yaml.safe_load((MODEL / "model-config.yaml").read_text()),
 )
 handler.initialize(context)
 answers = handler.handle([{"body": text.encode()} for text in texts], context)
 kind = type(handler.model.model.layers[0].self_attn.o_proj).__name__
 rows = handler.model.model.layers[0].self_attn.q_proj.weight.shape[0]
 # DeepSpeed prints to stdout, too.
-print("\n" + json.dumps({"answers": answers, "layer": kind, "rows": rows}))
+tell("\n" + json.dumps({"answers": answers, "layer": kind, "rows": rows}))

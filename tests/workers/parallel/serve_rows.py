@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import torch
+from harness.ranks import tell
+
 from torchd_workers.context import Context
 from torchd_workers.handlers.parallel.handler import ParallelHandler
 
@@ -24,4 +26,4 @@ context.send_chunk = lambda context, row, value: chunks.append((row, value))
 handler = ParallelHandler()
 handler.initialize(context)
 answers = handler.handle([{"body": row} for row in rows], context)
-print(json.dumps({"answers": answers, "chunks": chunks, "rank": os.environ.get("RANK")}))
+tell(json.dumps({"answers": answers, "chunks": chunks, "rank": os.environ.get("RANK")}))

@@ -35,6 +35,18 @@ def lengthened(tensor: torch.Tensor, dimension: int, size: int, padding: float) 
     return torch.cat([tensor, tensor.new_full(shape, padding)], dim=dimension)
 
 
+def empty_batch(declared: Sequence[Input], bucket: Bucket) -> list[torch.Tensor] | None:
+    """A batch of nothing but padding in the bucket's shape; None where too little is said of the inputs to make one."""
+    batch = []
+    for entry in declared:
+        shape = entry.shape if entry.shape is not None else (None,) if entry.sequence else None
+        if entry.dtype is None or shape is None or (None in shape and bucket.max_length is None):
+            return None
+        sizes = [bucket.batch_size, *(size if size is not None else bucket.max_length or 0 for size in shape)]
+        batch.append(torch.full(sizes, entry.padding, dtype=entry.dtype))
+    return batch or None
+
+
 def mapped(output: Any, change: Callable[[torch.Tensor, Any], Any]) -> Any:
     """The same structure with every tensor changed; `change` gets the tensor and its place or name."""
     if isinstance(output, torch.Tensor):

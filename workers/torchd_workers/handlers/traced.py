@@ -18,13 +18,16 @@ import torch
 from torchd_workers.context import Context
 from torchd_workers.handlers.base import BaseHandler
 from torchd_workers.handlers.buckets import Bucket, DescriptionInvalid, Input, TracedModel, traced_model
-from torchd_workers.handlers.fixed_shapes import answers_of, joined, length_of, lengthened, mapped, padded
+from torchd_workers.handlers.fixed_shapes import answers_of, empty_batch, joined, length_of, lengthened, mapped, padded
 from torchd_workers.handlers.labels import load_label_mapping
 from torchd_workers.handlers.optional_libraries import library
 from torchd_workers.handlers.rows import BadInput, NotOneBatch, payload_of, stacked
 from torchd_workers.handlers.timer import timed
 
 Programs = dict[Bucket, Any]
+
+# TorchScript watches its first run and rewrites the program in the second.
+WARM_UPS = 2
 
 
 class TracedHandler(BaseHandler):
@@ -61,8 +64,17 @@ class TracedHandler(BaseHandler):
             for bucket in self.traced.buckets
         }
         self.model = self.programs[self.traced.buckets[0]]
+        self._warm_up()
         self.mapping = load_label_mapping(os.path.join(model_dir, "index_to_name.json"))
         self.initialized = True
+
+    def _warm_up(self) -> None:
+        """Runs each program, so that one that cannot run fails now, and no request waits for what first runs do."""
+        for bucket, program in self.programs.items():
+            batch = empty_batch(self.traced.inputs, bucket)
+            for _ in range(WARM_UPS if batch is not None else 0):
+                with torch.no_grad():
+                    program(*(tensor.to(self.device) for tensor in batch or ()))
 
     @timed
     def preprocess(self, data: Any) -> Any:

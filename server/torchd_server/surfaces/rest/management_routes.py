@@ -11,6 +11,7 @@ from torchd_protos.http_rules import HTTP_RULES, HttpRule
 from torchd_protos.management_pb2 import DESCRIPTOR as MANAGEMENT
 from torchd_server import errors
 from torchd_server.management import RECONFIGURABLE, Management, RegisterModel
+from torchd_server.surfaces import devices
 from torchd_server.surfaces.auth import Access
 from torchd_server.surfaces.rest.answers import JSON, answer, document
 from torchd_server.surfaces.rest.http1 import HttpResponse
@@ -27,6 +28,7 @@ _SUMMARIES = {
     "ScaleWorker": "Changes the number of workers of a model, or its settings, while it runs.",
     "SetDefault": "Makes a version the one that requests without a version get.",
     "UnregisterModel": "Removes a version once its accepted requests are answered.",
+    "ListDevices": "Lists the devices of this server, who holds which, and why there are no others.",
 }
 
 
@@ -185,6 +187,9 @@ def _runs(management: Management) -> dict[str, Run]:
         change = await management.unregister(given["model_name"], given.get("model_version", ""))
         return _said(200, words.unregistered(change))
 
+    async def list_devices(given: dict[str, Any]) -> HttpResponse:
+        return document(200, devices.document(management.devices()))
+
     return {
         "RegisterModel": register,
         "ScaleWorker": scale,
@@ -192,6 +197,7 @@ def _runs(management: Management) -> dict[str, Run]:
         "ListModels": list_models,
         "SetDefault": set_default,
         "UnregisterModel": unregister,
+        "ListDevices": list_devices,
     }
 
 

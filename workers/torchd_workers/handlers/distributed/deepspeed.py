@@ -99,7 +99,9 @@ def _split_without(model: Any, said: dict[str, Any], ranks: Ranks) -> SplitEngin
     try:
         split(model, ranks)
     except CannotSplit as error:
-        raise LibraryMissing(f"{type(model).__name__}, which torchd cannot split itself,", "deepspeed", _EXTRA) from error
+        raise LibraryMissing(
+            f"{type(model).__name__}, which torchd cannot split itself,", "deepspeed", _EXTRA
+        ) from error
     settle(model)
     return SplitEngine(model.to(ranks.device, _dtype(said)).eval())
 
@@ -112,7 +114,9 @@ def _dtype(said: dict[str, Any]) -> torch.dtype | None:
     found = {"fp32": torch.float32, "fp16": torch.float16, "half": torch.float16, "bf16": torch.bfloat16}.get(name)
     found = found or getattr(torch, name, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise WrongDeepSpeedConfig(f"the DeepSpeed configuration has dtype {said['dtype']!r}, which only DeepSpeed knows")
+        raise WrongDeepSpeedConfig(
+            f"the DeepSpeed configuration has dtype {said['dtype']!r}, which only DeepSpeed knows"
+        )
     return found
 
 

@@ -33,6 +33,7 @@ def empty_model(folder: Path | str, cls: Any = None, dtype: torch.dtype | None =
     with parameters_on_meta(), _default_dtype(wanted):
         config.dtype = wanted
         model = make(config)
+    _compute_buffers_anew(model)
     _keep_in_float32(model, wanted)
     if getattr(model, "can_generate", bool)() and (folder / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
@@ -102,6 +103,18 @@ def _class_of(transformers: Any, config: Any) -> Any:
     return transformers.AutoModel
 
 
+def _compute_buffers_anew(model: Any) -> None:
+    """Buffers that a model computes are computed in 32 bits and then rounded, as from_pretrained does.
+
+    While the model was made, 16 bits may have been the default, in which tables of positions lose more.
+    """
+    if not hasattr(model, "initialize_weights"):
+        return
+    for module in model.modules():
+        module._is_hf_initialized = False
+    model.initialize_weights()  # of parameters on the meta device nothing is computed
+
+
 def _keep_in_float32(model: Any, dtype: torch.dtype) -> None:
     """Some models say that parts of theirs overflow in 16 bits."""
     parts: set[str] = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
@@ -111,6 +124,6 @@ def _keep_in_float32(model: Any, dtype: torch.dtype) -> None:
         return
     named = "|".join(re.escape(part).replace(r"\*", "[^.]+") for part in sorted(parts))
     pattern = re.compile(rf"(^|\.)({named})(\.|$)")
-    for name, parameter in model.named_parameters():
-        if pattern.search(name):
-            parameter.data = parameter.data.to(torch.float32)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if pattern.search(name) and tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32)

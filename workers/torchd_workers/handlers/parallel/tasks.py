@@ -53,7 +53,9 @@ class TextGeneration:
             sampling = sampling.changed_by({"max_new_tokens": room})
         return Text(prompt, sampling), Pieces(self._tokenizer) if asked.streams else None
 
-    def answer(self, prepared: Sequence[tuple[Text, Pieces | None]], rows: Sequence[int], context: Context) -> list[Any]:
+    def answer(
+        self, prepared: Sequence[tuple[Text, Pieces | None]], rows: Sequence[int], context: Context
+    ) -> list[Any]:
         """The texts, written together."""
         texts = [text for text, _ in prepared]
 

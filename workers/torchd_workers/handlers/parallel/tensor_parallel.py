@@ -62,7 +62,9 @@ def _layers(model: Any, ranks: Ranks) -> dict[str, tuple[nn.Module, Style]]:
     plan = plan_of(model, ranks.size)
     unknown = sorted({style for style in plan.values() if style not in STYLES})
     if unknown:
-        raise CannotSplit(model, ranks.size, f"its plan has the styles {', '.join(unknown)}, which torchd does not know")
+        raise CannotSplit(
+            model, ranks.size, f"its plan has the styles {', '.join(unknown)}, which torchd does not know"
+        )
     modules = dict(model.named_modules())
     for name in plan:
         if name not in modules:
