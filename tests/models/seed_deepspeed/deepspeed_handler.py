@@ -10,7 +10,7 @@ from ts.torch_handler.distributed.base_deepspeed_handler import BaseDeepSpeedHan
 
 class ModelHandler(BaseDeepSpeedHandler, ABC):
     def __init__(self):
-        super(ModelHandler, self).__init__()
+        super().__init__()
         self.initialized = False
 
     def initialize(self, ctx):

@@ -3,14 +3,14 @@
 import importlib.util
 import json
 import logging
-import shutil
 import sys
 from pathlib import Path
 
 import torch
-from harness.ranks import tell
-import torchd_workers.loader as loader
 import yaml
+from harness.ranks import tell
+
+import torchd_workers.loader as loader
 from torchd_workers.context import Context
 
 MODEL = Path(__file__).parents[2] / "models" / "seed_deepspeed"

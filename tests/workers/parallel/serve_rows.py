@@ -1,4 +1,4 @@
-"""`serve_rows.py FOLDER KIND ROWS_JSON [OPTIONS_JSON]`: ParallelHandler on this rank; the leader prints what it answers."""
+"""`serve_rows.py FOLDER KIND ROWS_JSON [OPTIONS_JSON]`: ParallelHandler on this rank; prints its answers."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from harness.ranks import tell
+
 from torchd_workers.context import Context
 from torchd_workers.handlers.parallel.handler import ParallelHandler
 

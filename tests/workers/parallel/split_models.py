@@ -10,12 +10,10 @@ import sys
 unpickled: list[str] = []
 sys.addaudithook(lambda event, found: unpickled.append(str(found)) if event == "pickle.find_class" else None)
 
+# ruff: noqa: E402  (the audit begins before anything is imported)
 import torch
 from harness import byte_models
 from harness.ranks import tell
-from torchd_workers.handlers.parallel.plans import CannotSplit
-from torchd_workers.handlers.parallel.ranks import join_ranks, leave_ranks
-from torchd_workers.handlers.parallel.tensor_parallel import settle, split
 from transformers import (
     AutoModel,
     DistilBertConfig,
@@ -29,6 +27,10 @@ from transformers import (
     RobertaConfig,
     RobertaModel,
 )
+
+from torchd_workers.handlers.parallel.plans import CannotSplit
+from torchd_workers.handlers.parallel.ranks import join_ranks, leave_ranks
+from torchd_workers.handlers.parallel.tensor_parallel import settle, split
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 ENDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}

@@ -3,8 +3,9 @@
 import json
 
 import torch
-from harness.ranks import tell
 from harness.byte_models import llama
+from harness.ranks import tell
+
 from torchd_workers.handlers.parallel.generation import LeaderFailed, Text, write
 from torchd_workers.handlers.parallel.models import Alike
 from torchd_workers.handlers.parallel.ranks import join_ranks, leave_ranks
