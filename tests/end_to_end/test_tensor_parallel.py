@@ -11,7 +11,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from faults.arena import wait_workers
 from harness.archives import MODELS
 from harness.byte_models import byte_tokenizer, llama, save
 from harness.daemon import Daemon
@@ -74,7 +73,7 @@ def test_a_split_model_streams_is_cancelled_and_comes_back_after_a_rank_died(tmp
     ask = json.dumps({"prompt": "to be", "stream": True}).encode()
     with Daemon(tmp_path, store=store, models=("llama=llama.mar",), command="torchserve") as daemon:
         with SURFACES["grpc"](daemon) as grpc, SURFACES["rest"](daemon) as rest:
-            wait_workers(grpc, 1, "llama")
+            eventually(lambda: grpc.predict("llama", b"to be").error is None, within=60)
             for client in (grpc, rest):
                 said = [json.loads(line) for line in b"".join(client.stream("llama", ask)).splitlines()]
                 assert "".join(line["text"] for line in said) == wanted
@@ -90,9 +89,8 @@ def test_a_split_model_streams_is_cancelled_and_comes_back_after_a_rank_died(tmp
             victim = rank(daemon, 1)
             os.kill(victim, signal.SIGKILL)
             eventually(lambda: not psutil.pid_exists(victim))
-            assert eventually(lambda: rank(daemon, 1)) != victim
-            wait_workers(grpc, 1, "llama")
-            assert eventually(lambda: rest.predict("llama", b"to be").error is None)
+            assert eventually(lambda: rank(daemon, 1), within=60) != victim
+            assert eventually(lambda: rest.predict("llama", b"to be").error is None, within=60)
 
 
 @pytest.mark.timeout(240)
@@ -102,6 +100,6 @@ def test_the_documented_deepspeed_handler_answers(tmp_path: Path) -> None:
     store = packed(tmp_path, seed / "deepspeed_handler.py", seed / "model-config.yaml")
     with Daemon(tmp_path, store=store, models=("llama=llama.mar",), command="torchserve") as daemon:
         with SURFACES["rest"](daemon) as rest:
-            wait_workers(rest, 1, "llama")
+            eventually(lambda: rest.predict("llama", b"to be").error is None, within=60)
             answer = rest.predict("llama", b"to be")
             assert (answer.error, answer.body.decode()) == (None, "to be" + whole("to be", 12))
