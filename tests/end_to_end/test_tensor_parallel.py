@@ -19,7 +19,6 @@ from harness.surfaces import SURFACES
 
 from torchd_archiver.packing import PackRequest, pack
 
-HANDLER = "from torchd_workers.handlers.parallel.handler import ParallelHandler\n"
 SETTINGS: dict[str, Any] = {
     "minWorkers": 1,
     "maxWorkers": 1,
@@ -37,7 +36,7 @@ def whole(prompt: str, count: int) -> str:
     return text
 
 
-def packed(folder: Path, handler: Path, config: Path) -> Path:
+def packed(folder: Path, handler: Path | str, config: Path) -> Path:
     """The store with an archive of the handler and a small decoder."""
     store = folder / "store"
     store.mkdir()
@@ -65,10 +64,9 @@ def rank(daemon: Daemon, number: int) -> int:
 @pytest.mark.timeout(240)
 def test_a_split_model_streams_is_cancelled_and_comes_back_after_a_rank_died(tmp_path: Path) -> None:
     """Nothing but model-config.yaml; over both surfaces the text of the whole model, in pieces."""
-    handler, config = tmp_path / "handler.py", tmp_path / "model-config.yaml"
-    handler.write_text(HANDLER)
+    config = tmp_path / "model-config.yaml"
     config.write_text(json.dumps({**SETTINGS, "handler": {"model_path": ".", "max_new_tokens": 20}}))  # JSON is YAML
-    store = packed(tmp_path, handler, config)
+    store = packed(tmp_path, "parallel_handler", config)
     wanted = whole("to be", 20)
     ask = json.dumps({"prompt": "to be", "stream": True}).encode()
     with Daemon(tmp_path, store=store, models=("llama=llama.mar",), command="torchserve") as daemon:
