@@ -7,12 +7,9 @@ import select
 from socket import socket
 from threading import Thread
 
-# A store serves as long as somebody holds it, and that is as long as the process lives.
-_stores: list[object] = []
-
 
 class MeetingPlace:
-    """A socket that the daemon has opened for the store; the store is there once somebody comes.
+    """A socket that the daemon has opened for the store; the store is there once somebody comes, as long as this is.
 
     Ranks connect to it instead of opening their own because the daemon has set TORCHELASTIC_USE_AGENT_STORE
     (https://docs.pytorch.org/docs/stable/elastic/run.html). Who does without torch.distributed never imports it.
@@ -20,6 +17,7 @@ class MeetingPlace:
 
     def __init__(self, listener: socket) -> None:
         self._listener = listener
+        self._store: object = None
 
     def open(self) -> None:
         """Waits for the first rank in a thread of its own; whoever comes meanwhile is kept waiting by the kernel."""
@@ -30,5 +28,4 @@ class MeetingPlace:
         fd = self._listener.detach()
         select.select([fd], [], [])
         distributed = importlib.import_module("torch.distributed")
-        store = distributed.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=fd)
-        _stores.append(store)
+        self._store = distributed.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=fd)
