@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
+import resource
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from fakes import in_loop, until
+from fakes import in_loop, turns, until
 
 from torchd_protos.frames import FrameReader, Hello, Message
 from torchd_server import faults
@@ -140,3 +143,39 @@ def test_a_rank_that_cannot_be_started_takes_back_those_before_it(tmp_path: Path
     before = len(os.listdir("/proc/self/fd"))
     _half(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@in_loop
+async def _short(tmp_path: Path, ranks: int) -> None:
+    """With fewer and fewer descriptors to spare, until it fits."""
+    placement = ThisMachine(ENVIRONMENT, None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for spare in range(60):
+        before = set(os.listdir("/proc/self/fd"))
+        children = {child.pid for child in psutil.Process().children()}
+        lowest = next(number for number in itertools.count() if str(number) not in before)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + spare, hard))
+        processes: Sequence[WorkerProcess] = []
+        try:
+            with contextlib.suppress(OSError):
+                processes = await placement.launch(spec(tmp_path, *[{}] * ranks), lambda *line: None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for process in processes:
+            process.kill()
+            await process.exited
+            process.socket.close()
+            process.close()
+        await until(lambda children=children: {child.pid for child in psutil.Process().children()} == children)
+        await turns()
+        assert set(os.listdir("/proc/self/fd")) == before, f"with {spare} to spare"
+        if processes:
+            return
+    raise AssertionError("60 descriptors are not enough")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.filterwarnings("error")
+def test_whichever_descriptor_is_the_last_a_failed_start_leaves_nothing(tmp_path: Path, ranks: int) -> None:
+    """W29."""
+    _short(tmp_path, ranks)
