@@ -69,7 +69,7 @@ def sockets_of(process: psutil.Process) -> list[str]:
 async def _ranks(tmp_path: Path) -> None:
     lines: list[tuple[int, str, str]] = []
     own = ({"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "none"})
-    async with launched(spec(tmp_path, *own, cores=(0, 1)), lines) as processes:
+    async with launched(spec(tmp_path, *own), lines) as processes:
         for rank, process in enumerate(processes):
             assert await said_hello(process) == Hello(1, 7, rank, process.pid)
         living = [psutil.Process(process.pid) for process in processes]
@@ -94,11 +94,23 @@ async def _ranks(tmp_path: Path) -> None:
         listener.bind(("127.0.0.1", int(port)))
     assert len(told[0]["--peers"].split(",")) == 2
     assert ["--leader" in given for given in told] == [False, True, True]
-    assert {given["--cores"] for given in told} == {"0,1"}
 
 
 def test_each_rank_has_torchruns_environment_and_its_sockets_and_no_others(tmp_path: Path) -> None:
     _ranks(tmp_path)
+
+
+@in_loop
+async def _pinned(tmp_path: Path) -> None:
+    async with launched(spec(tmp_path, {}, {}, cores=(0, 1)), []) as processes:
+        for process in processes:
+            await said_hello(process)
+        assert [psutil.Process(process.pid).cpu_affinity() for process in processes] == [[0], [1]]
+
+
+def test_each_rank_has_cores_to_itself(tmp_path: Path) -> None:
+    """As docs/devices.md and DescribeModel say of coresPerWorker."""
+    _pinned(tmp_path)
 
 
 @in_loop
