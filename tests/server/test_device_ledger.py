@@ -78,6 +78,39 @@ def test_a_group_larger_than_the_machine_is_refused() -> None:
         lend(ledger(cuda=2), 1, parallel_type="tp", parallel_level=4)
 
 
+@pytest.mark.parametrize(
+    ("has", "count", "level", "sentence"),
+    [
+        (0, 64, 1024, "asks for 65536 processes (64 workers of 1024 ranks each); lower parallelLevel"),
+        (0, 1, 65, "asks for 65 processes (1 worker of 65 ranks each); lower parallelLevel"),
+        (7, 2, 8, "asks for 72 processes (9 workers of 8 ranks each); scale to at most 8 workers"),
+    ],
+)
+def test_an_archive_cannot_ask_for_any_number_of_processes(has: int, count: int, level: int, sentence: str) -> None:
+    """A rank without a device runs on any core, and there is nothing to run out of but the machine."""
+    books = ledger(cpu=16)
+    wish = {"parallel_type": "tp", "parallel_level": level}
+    lend(books, has, **wish)
+    with pytest.raises(errors.NotEnoughDevices) as refused:
+        lend(books, count, has=has, **wish)
+    said, _, way_out = sentence.partition("; ")
+    assert str(refused.value) == (
+        f"model 'bert' {said}; this machine has 16 CPU cores, and at most 64 ranks of a model share them; {way_out}"
+    )
+    assert len(books.leases()) == has
+    assert books.fits("bert", "1.0", ModelSettings(**wish), count) == 64 // level - has
+
+
+def test_a_machine_with_many_cores_has_a_rank_for_each() -> None:
+    books = ledger(cpu=128)
+    assert len(lend(books, 2, parallel_type="tp", parallel_level=64)) == 2
+    with pytest.raises(errors.NotEnoughDevices, match="at most 128 ranks"):
+        lend(books, 1, parallel_type="tp", parallel_level=64, has=2)
+    for lease in books.leases():
+        books.leave(lease)
+    assert len(lend(books, 1, parallel_type="tp", parallel_level=64)) == 1
+
+
 def test_what_is_out_of_range_is_said(caplog: pytest.LogCaptureFixture) -> None:
     lend(ledger(cuda=4), 1, device_ids=(1, 4))
     assert "deviceIds [1, 4] are ignored: there are 4" in caplog.text

@@ -14,6 +14,9 @@ from torchd_server.settings import ModelSettings
 
 logger = logging.getLogger(__name__)
 
+# Ranks of one model that may share the processor's cores; more only where there is a core for each.
+RANKS_ON_ANY_CORE = 64
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lease:
@@ -207,7 +210,7 @@ class DeviceLedger:
     def _grants(self, wish: _Wish, own: Sequence[Lease], count: int) -> list[tuple[Device, ...]]:
         """What can be lent, worker after worker: aligned blocks of what may be used, the least lent first."""
         if not wish.size:
-            return [()] * count
+            return [()] * self._unpinned(wish, own, count)
         starts = range(0, len(wish.among) - wish.size + 1, wish.size)
         blocks = [wish.among[start : start + wish.size] for start in starts]
         blocks = [block for block in blocks if self._can_lend(block, own if wish.is_group else ())]
@@ -220,6 +223,17 @@ class DeviceLedger:
             if wish.is_group or _is_exclusive(block[0]):
                 blocks.remove(block)
         return grants
+
+    def _unpinned(self, wish: _Wish, own: Sequence[Lease], count: int) -> int:
+        """Of so many workers, how many may run on any core: no device would ever run out."""
+        if wish.processes == 1:
+            return count
+        running = sum(lease.processes for lease in own if lease not in self._leaving)
+        return min(count, max(0, self._ranks_on_any_core - running) // wish.processes)
+
+    @property
+    def _ranks_on_any_core(self) -> int:
+        return max(RANKS_ON_ANY_CORE, len(self.of_type("cpu")))
 
     def _can_lend(self, block: Sequence[Device], own: Sequence[Lease]) -> bool:
         if any(self.is_quarantined(device) for device in block):
@@ -253,6 +267,14 @@ class DeviceLedger:
 
     def _refusal(self, model: str, wish: _Wish, wanted: int, most: int) -> str:
         """One sentence with the numbers: what is asked for, what there is, who has it, what would do."""
+        workers = "1 worker" if wanted == 1 else f"{wanted} workers"
+        at_most = f"scale to at most {most} {'worker' if most == 1 else 'workers'}"
+        if not wish.size:
+            return (
+                f"model '{model}' asks for {wanted * wish.processes} processes ({workers} of {wish.processes} ranks "
+                f"each); this machine has {len(self.of_type('cpu'))} CPU cores, and at most {self._ranks_on_any_core} "
+                f"ranks of a model share them; {at_most if most else 'lower parallelLevel'}"
+            )
         kind = ACCELERATORS[wish.among[0].accelerator] if wish.among else _kind_of(wish.device_type)
         in_use = [lease for lease in self._leases if not set(lease.devices).isdisjoint(wish.among)]
         quarantined = {device for device in wish.among if self.is_quarantined(device)}
@@ -261,15 +283,15 @@ class DeviceLedger:
         asked = wanted * wish.size
         have = f"deviceIds names {len(wish.among)}" if wish.is_named else f"this machine has {len(wish.among)}"
         said = (
-            f"model '{model}' asks for {_count(asked, kind)} ({wanted} {'worker' if wanted == 1 else 'workers'} with "
-            f"{wish.size} each); {have} and {free} {'is' if free == 1 else 'are'} free"
+            f"model '{model}' asks for {_count(asked, kind)} ({workers} with {wish.size} each); "
+            f"{have} and {free} {'is' if free == 1 else 'are'} free"
         )
         if kind.exclusive and (holders := _holders(in_use, wish.among)):
             said += f" ({holders})"
         if quarantined:
             said += f", {len(quarantined)} held by a process that could not be ended"
         if most:
-            return f"{said}; scale to at most {most} {'worker' if most == 1 else 'workers'}"
+            return f"{said}; {at_most}"
         if wish.size > len(wish.among):
             return f"{said}; lower {'parallelLevel' if wish.is_group else 'coresPerWorker'}"
         if free + len(quarantined) == len(wish.among):
