@@ -364,6 +364,21 @@ def test_a_group_finds_no_other_gpus_when_its_own_are_quarantined() -> None:
         account.borrow_other(1)
 
 
+def test_a_group_does_not_stand_in_the_way_of_its_successor_of_the_same_name() -> None:
+    """A version that was unregistered answers what it had accepted, while another of its name may be registered."""
+    books = ledger(cuda=4)
+    wish = ModelSettings(parallel_type="tp", parallel_level=4)
+    former, latter = Account(books, "m", "1.0", wish), Account(books, "m", "1.0", wish)
+    former.borrow(1, 0)
+    assert indices(latter.borrow(1, 0)) == [[0, 1, 2, 3]]
+    assert (former.fits(1), latter.fits(1)) == (0, 0)
+
+
+def test_cores_that_are_not_neighbours_are_called_so() -> None:
+    with pytest.raises(errors.NotEnoughDevices, match=r"2 are free; .* side by side: change deviceIds"):
+        lend(ledger(neuron=4), 1, cores_per_worker=2, device_ids=(0, 2))
+
+
 SETTINGS = st.builds(
     ModelSettings,
     device_type=st.sampled_from(["", "cpu", "gpu", "neuron"]),

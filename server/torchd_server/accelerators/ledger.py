@@ -30,6 +30,8 @@ class Lease:
     processes: int = 1
     # What hides the devices of other kinds.
     hiding: Mapping[str, str] = field(default_factory=dict)
+    # Whose workers should not share its devices; a version that is leaving may have a successor of the same name.
+    owner: object = None
 
     @property
     def gpu_id(self) -> int | None:
@@ -130,7 +132,9 @@ class DeviceLedger:
             return 0
         return max(1, len(self._grants(wish, (), len(wish.among))))
 
-    def borrow(self, model: str, version: str, settings: ModelSettings, count: int, has: int = 0) -> list[Lease]:
+    def borrow(
+        self, model: str, version: str, settings: ModelSettings, count: int, has: int = 0, owner: object = None
+    ) -> list[Lease]:
         """Lends the devices of `count` further workers to one that has some already, all or none: raises
         NotEnoughDevices. Only groups on GPUs get fewer, as many as fit, with a warning, as in TorchServe."""
         wish = self._wish(settings)
@@ -145,7 +149,7 @@ class DeviceLedger:
                 *(list(settings.device_ids), len(wish.among)),
                 extra={"model": model, "version": version},
             )
-        grants = self._grants(wish, self._of(model, version), count)
+        grants = self._grants(wish, self._of(model, version, owner), count)
         if len(grants) < count:
             if not (wish.is_group and wish.device_type == "gpu" and (grants or has)):
                 raise errors.NotEnoughDevices(self._refusal(model, wish, has + count, has + len(grants)))
@@ -155,16 +159,16 @@ class DeviceLedger:
                 extra={"model": model, "version": version},
             )
         hiding = self._hiding(wish.device_type)
-        leases = [Lease(model, version, wish.device_type, grant, wish.processes, hiding) for grant in grants]
+        leases = [Lease(model, version, wish.device_type, grant, wish.processes, hiding, owner) for grant in grants]
         self._leases |= dict.fromkeys(leases)
         return leases
 
-    def fits(self, model: str, version: str, settings: ModelSettings, count: int) -> int:
+    def fits(self, model: str, version: str, settings: ModelSettings, count: int, owner: object = None) -> int:
         """Of so many further workers, how many there are devices for."""
-        return len(self._grants(self._wish(settings), self._of(model, version), count))
+        return len(self._grants(self._wish(settings), self._of(model, version, owner), count))
 
-    def _of(self, model: str, version: str) -> list[Lease]:
-        return [lease for lease in self._leases if (lease.model, lease.version) == (model, version)]
+    def _of(self, *whose: object) -> list[Lease]:
+        return [lease for lease in self._leases if (lease.model, lease.version, lease.owner) == whose]
 
     def leave(self, lease: Lease) -> None:
         """Its slot was dismissed: whoever waits for the devices gets them when its process is gone."""
@@ -294,6 +298,9 @@ class DeviceLedger:
             return f"{said}; {at_most}"
         if wish.size > len(wish.among):
             return f"{said}; lower {'parallelLevel' if wish.is_group else 'coresPerWorker'}"
+        if free >= wish.size and kind.exclusive:
+            key = "deviceIds" if wish.is_named else "coresPerWorker"
+            return f"{said}; what one worker has must be free side by side: change {key}, or scale another model down"
         if free + len(quarantined) == len(wish.among):
             return f"{said}; it may take a restart of the machine"
         return f"{said}; scale another model down first"
@@ -346,11 +353,11 @@ class Account:
 
     def borrow(self, count: int, has: int) -> list[Lease]:
         """The devices of `count` further workers; raises NotEnoughDevices."""
-        return self._ledger.borrow(self._model, self._version, self._settings, count, has)
+        return self._ledger.borrow(self._model, self._version, self._settings, count, has, self)
 
     def fits(self, count: int) -> int:
         """Of so many further workers, how many there are devices for."""
-        return self._ledger.fits(self._model, self._version, self._settings, count)
+        return self._ledger.fits(self._model, self._version, self._settings, count, self)
 
     def borrow_other(self, has: int) -> Lease:
         """The devices of a worker whose own were quarantined; raises NotEnoughDevices."""
