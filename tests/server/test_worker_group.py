@@ -168,6 +168,16 @@ async def test_a_rank_beside_the_leader_that_answers_breaks_the_protocol(said: M
     assert isinstance(bench.requests[0].error, errors.WorkerProtocolBroken)
 
 
+@pytest.mark.parametrize("speaker", [0, 1])
+@in_loop
+async def test_a_rank_that_serves_cannot_say_that_it_could_not_load(speaker: int) -> None:
+    """Who could not load leaves by itself; one that serves and stays would go on without the others."""
+    bench = Bench()
+    worker, processes = await bench.started()
+    processes[speaker].say(LoadFailed("LoadFailed", "no"))
+    assert isinstance(await bench.end(worker), errors.WorkerProtocolBroken)
+
+
 @in_loop
 async def test_a_rank_that_says_it_is_another_is_refused() -> None:
     """W06."""
