@@ -23,6 +23,7 @@ DEFAULT_HANDLERS = (
     "dali_image_classifier",
     "vllm_handler",
     "trt_llm_handler",
+    "parallel_handler",
 )
 LSP_HANDLERS = ("BaseHandler", "TorchScriptHandler")
 RUNTIMES = ("python", "python3", "LSP")

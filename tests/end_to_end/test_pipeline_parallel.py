@@ -23,13 +23,6 @@ from harness.surfaces import SURFACES
 from torchd_archiver.packing import PackRequest, pack
 
 PROMPTS = ["to be", "or not to be, that is", "the question", "whether"]
-HANDLER = """
-from torchd_workers.handlers.parallel.handler import ParallelHandler
-
-
-class Handler(ParallelHandler):
-    pass
-"""
 # Two ranks load torch and transformers, on a machine with other things to do.
 LOADING = 90.0
 
@@ -58,7 +51,7 @@ def whole(checkpoint: Path, prompts: Sequence[str]) -> list[str]:
     return texts
 
 
-def packed(folder: Path, checkpoint: Path, handler: Path, config: Path, archive_format: str = "default") -> Path:
+def packed(folder: Path, checkpoint: Path, handler: Path | str, config: Path, archive_format: str = "default") -> Path:
     """An archive made as the documentation says: --extra-files with the checkpoint, --config-file."""
     store = folder / "store"
     store.mkdir()
@@ -121,8 +114,7 @@ def test_the_documented_handler_answers_and_comes_back_after_a_rank_died(served:
 @pytest.mark.timeout(240)
 def test_our_handler_streams_a_text_from_a_model_in_stages(tmp_path: Path, checkpoint: Path) -> None:
     """Nothing but model-config.yaml: each rank reads its stage of the checkpoint; pieces come as they are written."""
-    handler, config = tmp_path / "handler.py", tmp_path / "model-config.yaml"
-    handler.write_text(HANDLER)
+    config = tmp_path / "model-config.yaml"
     settings: dict[str, Any] = {
         "minWorkers": 1,
         "maxWorkers": 1,
@@ -131,7 +123,7 @@ def test_our_handler_streams_a_text_from_a_model_in_stages(tmp_path: Path, check
         "handler": {"model_path": ".", "max_new_tokens": 20},
     }
     config.write_text(json.dumps(settings))  # JSON is YAML
-    archive = packed(tmp_path, checkpoint, handler, config)
+    archive = packed(tmp_path, checkpoint, "parallel_handler", config)
     [wanted] = whole(checkpoint, ["to be"])
     with Daemon(tmp_path, store=archive.parent, models=(f"bloom={archive.name}",)) as daemon:
         with SURFACES["grpc"](daemon) as client:

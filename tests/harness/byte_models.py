@@ -16,6 +16,10 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.utils.logging import disable_progress_bar
+
+# Its thread would outlive the test.
+disable_progress_bar()
 
 END = "<end>"
 PAD = "<pad>"

@@ -16,7 +16,7 @@ _sleep = sleep
 
 
 class MeetingPlace:
-    """A socket that the daemon has opened for the store; the store is there once somebody comes.
+    """A socket that the daemon has opened for the store; the store is there once somebody comes, as long as this is.
 
     Ranks connect to it instead of opening their own because the daemon has set TORCHELASTIC_USE_AGENT_STORE
     (https://docs.pytorch.org/docs/stable/elastic/run.html). Who does without torch.distributed never imports it.

@@ -1,4 +1,4 @@
-"""`serve_rows.py FOLDER KIND ROWS_JSON [OPTIONS_JSON]`: ParallelHandler on this rank; the leader prints what it answers."""
+"""`serve_rows.py FOLDER KIND ROWS_JSON [OPTIONS_JSON]`: ParallelHandler on this rank; prints its answers."""
 
 import json
 import os

@@ -10,6 +10,7 @@ import sys
 unpickled: list[str] = []
 sys.addaudithook(lambda event, found: unpickled.append(str(found)) if event == "pickle.find_class" else None)
 
+# ruff: noqa: E402  (the audit begins before anything is imported)
 import torch
 from harness import byte_models
 from harness.ranks import tell

@@ -57,7 +57,7 @@ def test_ranks_write_the_same_texts_as_the_whole_model(written: list[dict[str, A
     (first, _), (drawn, why), (third, _) = leader["mixed"]
     assert first == generated(list(range(65, 70)), 10)
     assert third == generated(list(range(65, 76)), 10)
-    assert why == "length" and len(drawn) == 6
+    assert (why, len(drawn)) == ("length", 6)
     assert leader["seeded again"] == [drawn, why]
 
 

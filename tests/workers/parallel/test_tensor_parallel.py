@@ -30,7 +30,7 @@ def _path() -> str:
 
 
 def test_split_models_say_what_whole_ones_say_on_every_rank(told: list[dict[str, Any]]) -> None:
-    """Decoders by transformers' plans, encoders by ours; tied, scaled and fused weights, vocabularies that do not divide."""
+    """Decoders by transformers' plans, encoders by ours; tied, scaled and fused weights, an odd vocabulary."""
     for rank in told:
         assert len(rank["distances"]) >= 9
         assert all(distance < 1e-4 for distance in rank["distances"].values()), rank["distances"]

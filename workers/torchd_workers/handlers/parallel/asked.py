@@ -29,7 +29,7 @@ class Asked:
 
 
 def asked_by(row: Any) -> Asked:
-    """What a row asks; raises BadInput. JSON is an object with "prompt" or "inputs", else the body is the text itself."""
+    """What a row asks; raises BadInput. JSON is an object with "prompt" or "inputs"; other bodies are the text."""
     body = payload_of(row)
     if isinstance(body, bytes | bytearray | memoryview):
         try:
@@ -51,7 +51,8 @@ def asked_by(row: Any) -> Asked:
     parameters = body.get("parameters", {})
     if not isinstance(parameters, Mapping):
         raise BadInput("the request's 'parameters' must be an object")
-    return Asked(text, {**parameters, **{name: value for name, value in body.items() if name not in _TEXTS}})
+    beside = {name: value for name, value in body.items() if name not in (*_TEXTS, "parameters")}
+    return Asked(text, {**parameters, **beside})
 
 
 def _opened(body: str) -> Any:

@@ -102,7 +102,8 @@ def write(
                 said.copy_(torch.tensor(leader.choose(logits)))
             tokens, states = ranks.from_leader(said).tolist()
             if _FAILED in states:
-                raise LeaderFailed("the leader could not choose the next tokens") from leader and leader.failure
+                failure = leader.failure if leader is not None else None
+                raise LeaderFailed("the leader could not choose the next tokens") from failure
             for row, (text, token, state) in enumerate(zip(texts, tokens, states, strict=True)):
                 if text.why:
                     continue

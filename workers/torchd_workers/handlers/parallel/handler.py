@@ -1,4 +1,4 @@
-"""ParallelHandler: serves a Hugging Face model that may be larger than one device, with nothing but model-config.yaml."""
+"""ParallelHandler: serves a Hugging Face model, larger than one device if need be, by model-config.yaml."""
 
 from __future__ import annotations
 

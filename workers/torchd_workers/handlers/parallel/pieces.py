@@ -8,7 +8,7 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class Pieces:
-    """Turns the tokens of one text into pieces. A token may end inside a character, or need the one before for a space."""
+    """Turns the tokens of one text into pieces. A token may end inside a character, or change with its neighbour."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

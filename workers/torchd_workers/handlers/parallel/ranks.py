@@ -1,7 +1,7 @@
 """The processes of one worker as torch.distributed's group: who this one is, and its device.
 
-The environment comes from the daemon (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). Between ranks go tensors,
-never pickled objects.
+The environment comes from the daemon (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). Between ranks go
+tensors, never pickled objects.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How one layer is split: which part of its parameters a rank keeps, and what its forward does about the rest.
 
-The names are those of transformers' plans. A layer computes with its rank's plain tensors; DTensor's placements say only
-which part that is, so that a loader can read no more than it.
+The names are those of transformers' plans. A layer computes with its rank's plain tensors; DTensor's placements say
+only which part that is, so that a loader can read no more than it.
 """
 
 from __future__ import annotations

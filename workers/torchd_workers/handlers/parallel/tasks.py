@@ -18,7 +18,7 @@ from torchd_workers.handlers.rows import BadInput
 
 
 class Task(Protocol):
-    """One kind of answers. Made while the model loads, with `handler` of model-config.yaml: it finds what is wrong there."""
+    """One kind of answers. Made while the model loads, with `handler` of model-config.yaml, whose mistakes it finds."""
 
     def __init__(self, model: RunningModel, tokenizer: Any, options: Mapping[str, Any]) -> None: ...
 
@@ -196,7 +196,7 @@ def _ends(config: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _is_over(context: Context, row: int) -> bool:
-    """On the leader: whether nobody waits for a row's answer any more. Not what the ranks have agreed on, but what is."""
+    """On the leader: whether nobody waits for a row's answer any more, as it is and not as the ranks last agreed."""
     if row >= len(context.running):
         return False
     request = context.running[row]

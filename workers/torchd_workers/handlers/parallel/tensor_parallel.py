@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def split(model: Any, ranks: Ranks) -> None:
-    """Makes the model's parameters DTensors of which this rank holds its part; raises CannotSplit before it changes any.
+    """Makes the model's parameters DTensors of which this rank holds its part; CannotSplit leaves it as it was.
 
     Every rank must call it with the same model.
     """
