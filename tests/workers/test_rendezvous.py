@@ -20,7 +20,8 @@ if number:
     resource.setrlimit(resource.RLIMIT_NOFILE, (number + 1,) * 2)
     os.dup2(listener.detach(), number)
     listener = socket.socket(fileno=number)
-MeetingPlace(listener).open()
+place = MeetingPlace(listener)
+place.open()
 
 def come():
     time.sleep(after)
