@@ -67,6 +67,8 @@ class _Wish:
     is_named: bool
     processes: int
     is_group: bool
+    # Devices left out of `among`, because a process can use a part of a device alone.
+    parts: int
 
 
 class DeviceLedger:
@@ -139,7 +141,7 @@ class DeviceLedger:
         if wish.size and settings.device_ids and not wish.is_named:
             logger.warning(
                 "deviceIds %s are ignored: there are %d",
-                *(list(settings.device_ids), len(wish.among)),
+                *(list(settings.device_ids), len(wish.among) + wish.parts),
                 extra={"model": model, "version": version},
             )
         grants = self._grants(wish, self._of(model, version), count)
@@ -202,7 +204,9 @@ class DeviceLedger:
         is_named = bool(settings.device_ids) and all(0 <= number < len(devices) for number in settings.device_ids)
         if is_named:
             devices = tuple(devices[number] for number in dict.fromkeys(settings.device_ids))
-        return _Wish(device_type, size, devices, is_named, settings.ranks, bool(settings.parallel_type))
+        whole = tuple(device for device in devices if size == 1 or not device.is_part)
+        parts = len(devices) - len(whole)
+        return _Wish(device_type, size, whole, is_named, settings.ranks, bool(settings.parallel_type), parts)
 
     def _grants(self, wish: _Wish, own: Sequence[Lease], count: int) -> list[tuple[Device, ...]]:
         """What can be lent, worker after worker: aligned blocks of what may be used, the least lent first."""
@@ -260,8 +264,10 @@ class DeviceLedger:
         free = len(set(wish.among) - held)
         asked = wanted * wish.size
         have = f"deviceIds names {len(wish.among)}" if wish.is_named else f"this machine has {len(wish.among)}"
+        if wish.parts:
+            have += f" beside {wish.parts} MIG {_plural('instance', wish.parts)}, of which a process can use one alone,"
         said = (
-            f"model '{model}' asks for {_count(asked, kind)} ({wanted} {'worker' if wanted == 1 else 'workers'} with "
+            f"model '{model}' asks for {_count(asked, kind)} ({wanted} {_plural('worker', wanted)} with "
             f"{wish.size} each); {have} and {free} {'is' if free == 1 else 'are'} free"
         )
         if kind.exclusive and (holders := _holders(in_use, wish.among)):
@@ -269,7 +275,7 @@ class DeviceLedger:
         if quarantined:
             said += f", {len(quarantined)} held by a process that could not be ended"
         if most:
-            return f"{said}; scale to at most {most} {'worker' if most == 1 else 'workers'}"
+            return f"{said}; scale to at most {most} {_plural('worker', most)}"
         if wish.size > len(wish.among):
             return f"{said}; lower {'parallelLevel' if wish.is_group else 'coresPerWorker'}"
         if free + len(quarantined) == len(wish.among):
@@ -295,6 +301,10 @@ def _kind_of(device_type: str) -> Accelerator:
 
 def _count(number: int, kind: Accelerator) -> str:
     return f"{number} {kind.unit if number == 1 else kind.units}"
+
+
+def _plural(word: str, number: int) -> str:
+    return word if number == 1 else f"{word}s"
 
 
 def _holders(leases: Sequence[Lease], among: Sequence[Device]) -> str:
