@@ -83,6 +83,7 @@ def test_the_page_as_typed_gives_the_answers_and_the_benchmarks_lines(walk: Walk
     assert f"{NAME}.mar" in packed.split()
     assert '"status": "Healthy"' in started
     assert f'Model \\"{NAME}\\" Version: 1.0 registered with 1 initial workers' in registered
+    assert "no neuron: " in registered or "NeuronCore" in registered
     assert f"Settings changed for model: {NAME}: max_batch_delay_ms=1000" in changed
     answer = re.compile(r"^(\d) (\[.*\])$", re.MULTILINE)
     assert sorted(answer.findall(grpc)) == ANSWERS
