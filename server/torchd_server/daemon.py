@@ -142,7 +142,7 @@ class Core:
                 settings.workers_at_start
                 or settings.posture.workers_at_start
                 or self.devices.workers_at_start(model)
-                or cores
+                or max(1, cores // model.ranks)
             ),
             Rules(
                 workers_by_api=settings.workers_at_start or 0,

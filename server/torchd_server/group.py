@@ -21,6 +21,9 @@ from torchd_server.rank import Rank, RankState
 
 logger = logging.getLogger(__name__)
 
+# A rank that has said why it leaves is killed if it is still there after this.
+LEAVE_SECONDS = 5.0
+
 
 class Owner(Protocol):
     """Who is told what becomes of a group."""
@@ -46,6 +49,7 @@ class Group:
         self.ranks = tuple(Rank(self, number, size, spec.incarnation, identity, clock) for number in range(size))
         self.leader = self.ranks[0]
         self._owner = owner
+        self._clock = clock
         # As far as all of its ranks.
         self._state = RankState.STARTING
         self._cause: errors.TorchdError | None = None
@@ -163,12 +167,17 @@ class Group:
     def leader_leaves(self, cause: errors.TorchdError) -> None:
         """The leader has said why it leaves by itself; the others are of no use without it."""
         self._blame(self.leader, cause)
+        self._let_leave(self.leader)
 
     def rank_failed(self, rank: Rank, error: errors.LoadFailed) -> None:
         """A rank could not load. It leaves by itself; the others wait for it in vain."""
         self._blame(rank, error)
+        self._let_leave(rank)
         if self._cause is not error:  # for want of the one that failed first
             logger.info("%s", error, extra=rank.identity)
+
+    def _let_leave(self, rank: Rank) -> None:
+        self._clock.call_at(self._clock.time() + LEAVE_SECONDS, rank.kill)
 
     def rank_ended(self, rank: Rank, error: errors.WorkerProtocolBroken | None) -> None:
         """A rank's process or link has ended: unless that was wished, it takes the others with it."""

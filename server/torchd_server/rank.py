@@ -166,8 +166,7 @@ class Rank:
             case Loaded():
                 self._pass(RankState.LOADING, RankState.LOADED, "loaded")
             case LoadFailed():
-                error = load_error_of(message)
-                self._owner.rank_failed(self, type(error)(f"{self.prefix}{error}", error.traceback))
+                self._load_failed(message)
             case _:
                 speaker = "a rank beside the leader" if self.number else "a worker"
                 raise ProtocolError(f"{speaker} does not say {type(message).__name__}")
@@ -198,6 +197,12 @@ class Rank:
             raise ProtocolError(f"{word} while {self.state.value}")
         self.state = after
         self._owner.rank_changed(self)
+
+    def _load_failed(self, failure: LoadFailed) -> None:
+        if self.state not in (RankState.LOADING, RankState.GONE):
+            raise ProtocolError(f"a load that failed while {self.state.value}")
+        error = load_error_of(failure)
+        self._owner.rank_failed(self, type(error)(f"{self.prefix}{error}", error.traceback))
 
     def _progress(self, progress: Progress) -> None:
         if progress.percent != self.percent:

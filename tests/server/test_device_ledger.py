@@ -78,6 +78,73 @@ def test_a_group_larger_than_the_machine_is_refused() -> None:
         lend(ledger(cuda=2), 1, parallel_type="tp", parallel_level=4)
 
 
+@pytest.mark.parametrize(
+    ("has", "count", "level", "sentence"),
+    [
+        (0, 64, 1024, "asks for 65536 processes (64 workers of 1024 ranks each); lower parallelLevel"),
+        (0, 1, 65, "asks for 65 processes (1 worker of 65 ranks each); lower parallelLevel"),
+        (7, 2, 8, "asks for 72 processes (9 workers of 8 ranks each); scale to at most 8 workers"),
+    ],
+)
+def test_an_archive_cannot_ask_for_any_number_of_processes(has: int, count: int, level: int, sentence: str) -> None:
+    """A rank without a device runs on any core, and there is nothing to run out of but the machine."""
+    books = ledger(cpu=16)
+    wish = {"parallel_type": "tp", "parallel_level": level}
+    lend(books, has, **wish)
+    with pytest.raises(errors.NotEnoughDevices) as refused:
+        lend(books, count, has=has, **wish)
+    said, _, way_out = sentence.partition("; ")
+    assert str(refused.value) == (
+        f"model 'bert' {said}; this machine has 16 CPU cores, and at most 64 ranks of a model share them; {way_out}"
+    )
+    assert len(books.leases()) == has
+    assert books.fits("bert", "1.0", ModelSettings(**wish), count) == 64 // level - has
+
+
+def test_a_machine_with_many_cores_has_a_rank_for_each() -> None:
+    books = ledger(cpu=128)
+    assert len(lend(books, 2, parallel_type="tp", parallel_level=64)) == 2
+    with pytest.raises(errors.NotEnoughDevices, match="at most 128 ranks"):
+        lend(books, 1, parallel_type="tp", parallel_level=64, has=2)
+    for lease in books.leases():
+        books.leave(lease)
+    assert len(lend(books, 1, parallel_type="tp", parallel_level=64)) == 1
+
+
+def mig_machine(whole: int) -> DeviceLedger:
+    """GPU 0 in three instances, and so many whole ones after it."""
+    parts = [Device("cuda", i, f"MIG-{i}", is_part=True) for i in range(3)]
+    return DeviceLedger({"cuda": Found((*parts, *(Device("cuda", 3 + i, str(1 + i)) for i in range(whole))))})
+
+
+@pytest.mark.parametrize("kind", ["tp", "pp", "pptp", "custom"])
+@pytest.mark.parametrize(
+    ("whole", "settings", "have"),
+    [
+        (0, {}, "this machine has 0 beside 3 MIG instances"),
+        (1, {}, "this machine has 1 beside 3 MIG instances"),
+        (2, {"device_ids": (0, 3)}, "deviceIds names 1 beside 1 MIG instance"),
+    ],
+)
+def test_a_worker_of_several_gpus_gets_no_mig_instance(
+    kind: str, whole: int, settings: dict[str, Any], have: str
+) -> None:
+    """A CUDA process sees one instance, and then no other GPU: NVIDIA's guide to MIG, "CUDA Device Enumeration"."""
+    books = mig_machine(whole)
+    with pytest.raises(errors.NotEnoughDevices) as refused:
+        lend(books, 1, parallel_type=kind, parallel_level=2, **settings)
+    said = f"{have}, of which a process can use one alone, and {min(whole, 1)} {'is' if whole else 'are'} free"
+    assert str(refused.value) == (f"model 'bert' asks for 2 GPUs (1 worker with 2 each); {said}; lower parallelLevel")
+    assert not books.leases()
+
+
+def test_beside_mig_instances_whole_gpus_are_lent_to_groups() -> None:
+    books = mig_machine(4)
+    assert indices(lend(books, 2, parallel_type="tp", parallel_level=2)) == [[3, 4], [5, 6]]
+    assert indices(lend(books, 3, "plain")) == [[0], [1], [2]]
+    assert indices(lend(books, 1, "one", parallel_type="tp", parallel_level=1, device_ids=(1,))) == [[1]]
+
+
 def test_what_is_out_of_range_is_said(caplog: pytest.LogCaptureFixture) -> None:
     lend(ledger(cuda=4), 1, device_ids=(1, 4))
     assert "deviceIds [1, 4] are ignored: there are 4" in caplog.text
@@ -329,6 +396,21 @@ def test_a_group_finds_no_other_gpus_when_its_own_are_quarantined() -> None:
     account.quarantine(first)
     with pytest.raises(errors.NotEnoughDevices, match="no other devices"):
         account.borrow_other(1)
+
+
+def test_a_group_does_not_stand_in_the_way_of_its_successor_of_the_same_name() -> None:
+    """A version that was unregistered answers what it had accepted, while another of its name may be registered."""
+    books = ledger(cuda=4)
+    wish = ModelSettings(parallel_type="tp", parallel_level=4)
+    former, latter = Account(books, "m", "1.0", wish), Account(books, "m", "1.0", wish)
+    former.borrow(1, 0)
+    assert indices(latter.borrow(1, 0)) == [[0, 1, 2, 3]]
+    assert (former.fits(1), latter.fits(1)) == (0, 0)
+
+
+def test_cores_that_are_not_neighbours_are_called_so() -> None:
+    with pytest.raises(errors.NotEnoughDevices, match=r"2 are free; .* side by side: change deviceIds"):
+        lend(ledger(neuron=4), 1, cores_per_worker=2, device_ids=(0, 2))
 
 
 SETTINGS = st.builds(

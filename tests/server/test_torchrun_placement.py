@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
+import resource
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from fakes import in_loop, until
+from fakes import in_loop, turns, until
 
 from torchd_protos.frames import FrameReader, Hello, Message
 from torchd_server import faults
@@ -66,7 +69,7 @@ def sockets_of(process: psutil.Process) -> list[str]:
 async def _ranks(tmp_path: Path) -> None:
     lines: list[tuple[int, str, str]] = []
     own = ({"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "none"})
-    async with launched(spec(tmp_path, *own, cores=(0, 1)), lines) as processes:
+    async with launched(spec(tmp_path, *own), lines) as processes:
         for rank, process in enumerate(processes):
             assert await said_hello(process) == Hello(1, 7, rank, process.pid)
         living = [psutil.Process(process.pid) for process in processes]
@@ -91,11 +94,23 @@ async def _ranks(tmp_path: Path) -> None:
         listener.bind(("127.0.0.1", int(port)))
     assert len(told[0]["--peers"].split(",")) == 2
     assert ["--leader" in given for given in told] == [False, True, True]
-    assert {given["--cores"] for given in told} == {"0,1"}
 
 
 def test_each_rank_has_torchruns_environment_and_its_sockets_and_no_others(tmp_path: Path) -> None:
     _ranks(tmp_path)
+
+
+@in_loop
+async def _pinned(tmp_path: Path) -> None:
+    async with launched(spec(tmp_path, {}, {}, cores=(0, 1)), []) as processes:
+        for process in processes:
+            await said_hello(process)
+        assert [psutil.Process(process.pid).cpu_affinity() for process in processes] == [[0], [1]]
+
+
+def test_each_rank_has_cores_to_itself(tmp_path: Path) -> None:
+    """As docs/devices.md and DescribeModel say of coresPerWorker."""
+    _pinned(tmp_path)
 
 
 @in_loop
@@ -140,3 +155,39 @@ def test_a_rank_that_cannot_be_started_takes_back_those_before_it(tmp_path: Path
     before = len(os.listdir("/proc/self/fd"))
     _half(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@in_loop
+async def _short(tmp_path: Path, ranks: int) -> None:
+    """With fewer and fewer descriptors to spare, until it fits."""
+    placement = ThisMachine(ENVIRONMENT, None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for spare in range(60):
+        before = set(os.listdir("/proc/self/fd"))
+        children = {child.pid for child in psutil.Process().children()}
+        lowest = next(number for number in itertools.count() if str(number) not in before)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + spare, hard))
+        processes: Sequence[WorkerProcess] = []
+        try:
+            with contextlib.suppress(OSError):
+                processes = await placement.launch(spec(tmp_path, *[{}] * ranks), lambda *line: None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for process in processes:
+            process.kill()
+            await process.exited
+            process.socket.close()
+            process.close()
+        await until(lambda children=children: {child.pid for child in psutil.Process().children()} == children)
+        await turns()
+        assert set(os.listdir("/proc/self/fd")) == before, f"with {spare} to spare"
+        if processes:
+            return
+    raise AssertionError("60 descriptors are not enough")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.filterwarnings("error")
+def test_whichever_descriptor_is_the_last_a_failed_start_leaves_nothing(tmp_path: Path, ranks: int) -> None:
+    """W29."""
+    _short(tmp_path, ranks)

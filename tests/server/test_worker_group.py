@@ -44,6 +44,7 @@ from torchd_server.accelerators.cpu import ThreadBudget
 from torchd_server.batching.policy import BatchPolicy
 from torchd_server.batching.queues import Fifo
 from torchd_server.batching.waits import AdaptiveWait
+from torchd_server.group import LEAVE_SECONDS
 from torchd_server.metrics import Metrics
 from torchd_server.placement.base import Exit, Output, WorkerSpec
 from torchd_server.rank import ABANDON_SECONDS, RankState
@@ -168,6 +169,16 @@ async def test_a_rank_beside_the_leader_that_answers_breaks_the_protocol(said: M
     assert isinstance(bench.requests[0].error, errors.WorkerProtocolBroken)
 
 
+@pytest.mark.parametrize("speaker", [0, 1])
+@in_loop
+async def test_a_rank_that_serves_cannot_say_that_it_could_not_load(speaker: int) -> None:
+    """Who could not load leaves by itself; one that serves and stays would go on without the others."""
+    bench = Bench()
+    worker, processes = await bench.started()
+    processes[speaker].say(LoadFailed("LoadFailed", "no"))
+    assert isinstance(await bench.end(worker), errors.WorkerProtocolBroken)
+
+
 @in_loop
 async def test_a_rank_that_says_it_is_another_is_refused() -> None:
     """W06."""
@@ -209,6 +220,39 @@ async def test_a_leader_whose_device_is_lost_leaves_by_itself_and_the_others_are
     leader.exit(71)
     assert isinstance(await bench.end(worker), errors.DeviceLost)
     assert isinstance(bench.requests[0].error, errors.DeviceLost)
+
+
+@in_loop
+async def test_a_leader_that_lost_its_device_and_stays_is_killed() -> None:
+    """W16: a driver may hold it where it wants to leave."""
+    bench = Bench(ranks=1)
+    worker, [process], _ = await bench.running()
+    process.say(Failure(1, "DeviceLost", "device-side assert"))
+    await until(lambda: bench.requests[0].error is not None)
+    assert not process.was_killed
+    bench.clock.advance(LEAVE_SECONDS)
+    assert process.was_killed
+    assert isinstance(await bench.end(worker), errors.DeviceLost)
+
+
+@in_loop
+async def test_a_rank_that_could_not_load_and_stays_is_killed() -> None:
+    """W16: what its libraries do at the end may hang, and whoever registers it waits for the answer."""
+
+    async def stays(process: FakeWorker) -> None:
+        process.hello()
+        await process.hears(Load)
+        process.say(LoadFailed("LoadFailed", "no"))
+
+    bench = Bench(says_hello, stays)
+    worker = bench.worker()
+    start = asyncio.ensure_future(worker.start())
+    await until(lambda: len(bench.placement.launched) == 2 and bench.placement.launched[0].was_killed)
+    assert not bench.placement.launched[1].was_killed
+    bench.clock.advance(LEAVE_SECONDS)
+    with pytest.raises(errors.LoadFailed, match="rank 1: no"):
+        await start
+    await bench.end(worker)
 
 
 @in_loop

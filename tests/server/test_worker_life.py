@@ -44,6 +44,7 @@ from torchd_server.batching.policy import BatchPolicy
 from torchd_server.batching.queues import Fifo
 from torchd_server.batching.turns import EachStep, FreeRunning, Turn
 from torchd_server.batching.waits import AdaptiveWait, NoWait
+from torchd_server.group import LEAVE_SECONDS
 from torchd_server.metrics import Metrics
 from torchd_server.placement.base import Exit, WorkerSpec
 from torchd_server.request import Request, State
@@ -313,6 +314,7 @@ async def test_a_worker_whose_device_is_lost_gets_no_other_batch_and_dies_of_tha
     await until(lambda: bench.requests[1].error is not None)
     await turns()
     assert waiting.state is State.QUEUED
+    bench.clock.advance(LEAVE_SECONDS)
     assert process.was_killed
     assert isinstance(await bench.end(worker), errors.DeviceLost)
     assert [type(request.error) for request in bench.requests[:2]] == [errors.DeviceLost] * 2

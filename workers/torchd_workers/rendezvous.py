@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import select
+import sys
 from socket import socket
 from threading import Thread
+from time import sleep
+from typing import Any
+
+# Between two looks whether the handler has imported torch.
+LOOK_SECONDS = 0.02
+
+_sleep = sleep
 
 
 class MeetingPlace:
@@ -26,6 +33,20 @@ class MeetingPlace:
     def _serve(self) -> None:
         host, port = self._listener.getsockname()
         fd = self._listener.detach()
-        select.select([fd], [], [])
-        distributed = importlib.import_module("torch.distributed")
-        self._store = distributed.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=fd)
+        # Not select: the number is the daemon's, which may have more descriptors than that can count.
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.poll()
+        store = _imported_torch().distributed.TCPStore
+        self._store = store(host, port, is_master=True, wait_for_workers=False, master_listen_fd=fd)
+
+
+def _imported_torch() -> Any:
+    """Torch, once the handler of this rank has imported it, without which the ranks cannot meet anyway.
+
+    It is not imported here: where another rank was faster, the main thread may be in the middle of the same import, and
+    two threads that import torch at once break it for both. The import system tells nobody when it is done.
+    """
+    while (torch := sys.modules.get("torch")) is None or getattr(torch.__spec__, "_initializing", False):
+        _sleep(LOOK_SECONDS)
+    return torch

@@ -14,6 +14,9 @@ from torchd_server.settings import ModelSettings
 
 logger = logging.getLogger(__name__)
 
+# Ranks of one model that may share the processor's cores; more only where there is a core for each.
+RANKS_ON_ANY_CORE = 64
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lease:
@@ -27,6 +30,8 @@ class Lease:
     processes: int = 1
     # What hides the devices of other kinds.
     hiding: Mapping[str, str] = field(default_factory=dict)
+    # Whose workers should not share its devices; a version that is leaving may have a successor of the same name.
+    owner: object = None
 
     @property
     def gpu_id(self) -> int | None:
@@ -67,6 +72,8 @@ class _Wish:
     is_named: bool
     processes: int
     is_group: bool
+    # Devices left out of `among`, because a process can use a part of a device alone.
+    parts: int
 
 
 class DeviceLedger:
@@ -127,7 +134,9 @@ class DeviceLedger:
             return 0
         return max(1, len(self._grants(wish, (), len(wish.among))))
 
-    def borrow(self, model: str, version: str, settings: ModelSettings, count: int, has: int = 0) -> list[Lease]:
+    def borrow(
+        self, model: str, version: str, settings: ModelSettings, count: int, has: int = 0, owner: object = None
+    ) -> list[Lease]:
         """Lends the devices of `count` further workers to one that has some already, all or none: raises
         NotEnoughDevices. Only groups on GPUs get fewer, as many as fit, with a warning, as in TorchServe."""
         wish = self._wish(settings)
@@ -139,10 +148,10 @@ class DeviceLedger:
         if wish.size and settings.device_ids and not wish.is_named:
             logger.warning(
                 "deviceIds %s are ignored: there are %d",
-                *(list(settings.device_ids), len(wish.among)),
+                *(list(settings.device_ids), len(wish.among) + wish.parts),
                 extra={"model": model, "version": version},
             )
-        grants = self._grants(wish, self._of(model, version), count)
+        grants = self._grants(wish, self._of(model, version, owner), count)
         if len(grants) < count:
             if not (wish.is_group and wish.device_type == "gpu" and (grants or has)):
                 raise errors.NotEnoughDevices(self._refusal(model, wish, has + count, has + len(grants)))
@@ -152,16 +161,16 @@ class DeviceLedger:
                 extra={"model": model, "version": version},
             )
         hiding = self._hiding(wish.device_type)
-        leases = [Lease(model, version, wish.device_type, grant, wish.processes, hiding) for grant in grants]
+        leases = [Lease(model, version, wish.device_type, grant, wish.processes, hiding, owner) for grant in grants]
         self._leases |= dict.fromkeys(leases)
         return leases
 
-    def fits(self, model: str, version: str, settings: ModelSettings, count: int) -> int:
+    def fits(self, model: str, version: str, settings: ModelSettings, count: int, owner: object = None) -> int:
         """Of so many further workers, how many there are devices for."""
-        return len(self._grants(self._wish(settings), self._of(model, version), count))
+        return len(self._grants(self._wish(settings), self._of(model, version, owner), count))
 
-    def _of(self, model: str, version: str) -> list[Lease]:
-        return [lease for lease in self._leases if (lease.model, lease.version) == (model, version)]
+    def _of(self, *whose: object) -> list[Lease]:
+        return [lease for lease in self._leases if (lease.model, lease.version, lease.owner) == whose]
 
     def leave(self, lease: Lease) -> None:
         """Its slot was dismissed: whoever waits for the devices gets them when its process is gone."""
@@ -202,12 +211,14 @@ class DeviceLedger:
         is_named = bool(settings.device_ids) and all(0 <= number < len(devices) for number in settings.device_ids)
         if is_named:
             devices = tuple(devices[number] for number in dict.fromkeys(settings.device_ids))
-        return _Wish(device_type, size, devices, is_named, settings.ranks, bool(settings.parallel_type))
+        whole = tuple(device for device in devices if size == 1 or not device.is_part)
+        parts = len(devices) - len(whole)
+        return _Wish(device_type, size, whole, is_named, settings.ranks, bool(settings.parallel_type), parts)
 
     def _grants(self, wish: _Wish, own: Sequence[Lease], count: int) -> list[tuple[Device, ...]]:
         """What can be lent, worker after worker: aligned blocks of what may be used, the least lent first."""
         if not wish.size:
-            return [()] * count
+            return [()] * self._unpinned(wish, own, count)
         starts = range(0, len(wish.among) - wish.size + 1, wish.size)
         blocks = [wish.among[start : start + wish.size] for start in starts]
         blocks = [block for block in blocks if self._can_lend(block, own if wish.is_group else ())]
@@ -220,6 +231,17 @@ class DeviceLedger:
             if wish.is_group or _is_exclusive(block[0]):
                 blocks.remove(block)
         return grants
+
+    def _unpinned(self, wish: _Wish, own: Sequence[Lease], count: int) -> int:
+        """Of so many workers, how many may run on any core: no device would ever run out."""
+        if wish.processes == 1:
+            return count
+        running = sum(lease.processes for lease in own if lease not in self._leaving)
+        return min(count, max(0, self._ranks_on_any_core - running) // wish.processes)
+
+    @property
+    def _ranks_on_any_core(self) -> int:
+        return max(RANKS_ON_ANY_CORE, len(self.of_type("cpu")))
 
     def _can_lend(self, block: Sequence[Device], own: Sequence[Lease]) -> bool:
         if any(self.is_quarantined(device) for device in block):
@@ -253,6 +275,14 @@ class DeviceLedger:
 
     def _refusal(self, model: str, wish: _Wish, wanted: int, most: int) -> str:
         """One sentence with the numbers: what is asked for, what there is, who has it, what would do."""
+        workers = f"{wanted} {_plural('worker', wanted)}"
+        at_most = f"scale to at most {most} {_plural('worker', most)}"
+        if not wish.size:
+            return (
+                f"model '{model}' asks for {wanted * wish.processes} processes ({workers} of {wish.processes} ranks "
+                f"each); this machine has {len(self.of_type('cpu'))} CPU cores, and at most {self._ranks_on_any_core} "
+                f"ranks of a model share them; {at_most if most else 'lower parallelLevel'}"
+            )
         kind = ACCELERATORS[wish.among[0].accelerator] if wish.among else _kind_of(wish.device_type)
         in_use = [lease for lease in self._leases if not set(lease.devices).isdisjoint(wish.among)]
         quarantined = {device for device in wish.among if self.is_quarantined(device)}
@@ -260,18 +290,23 @@ class DeviceLedger:
         free = len(set(wish.among) - held)
         asked = wanted * wish.size
         have = f"deviceIds names {len(wish.among)}" if wish.is_named else f"this machine has {len(wish.among)}"
+        if wish.parts:
+            have += f" beside {wish.parts} MIG {_plural('instance', wish.parts)}, of which a process can use one alone,"
         said = (
-            f"model '{model}' asks for {_count(asked, kind)} ({wanted} {'worker' if wanted == 1 else 'workers'} with "
-            f"{wish.size} each); {have} and {free} {'is' if free == 1 else 'are'} free"
+            f"model '{model}' asks for {_count(asked, kind)} ({workers} with {wish.size} each); "
+            f"{have} and {free} {'is' if free == 1 else 'are'} free"
         )
         if kind.exclusive and (holders := _holders(in_use, wish.among)):
             said += f" ({holders})"
         if quarantined:
             said += f", {len(quarantined)} held by a process that could not be ended"
         if most:
-            return f"{said}; scale to at most {most} {'worker' if most == 1 else 'workers'}"
+            return f"{said}; {at_most}"
         if wish.size > len(wish.among):
             return f"{said}; lower {'parallelLevel' if wish.is_group else 'coresPerWorker'}"
+        if free >= wish.size and kind.exclusive:
+            key = "deviceIds" if wish.is_named else "coresPerWorker"
+            return f"{said}; what one worker has must be free side by side: change {key}, or scale another model down"
         if free + len(quarantined) == len(wish.among):
             return f"{said}; it may take a restart of the machine"
         return f"{said}; scale another model down first"
@@ -295,6 +330,10 @@ def _kind_of(device_type: str) -> Accelerator:
 
 def _count(number: int, kind: Accelerator) -> str:
     return f"{number} {kind.unit if number == 1 else kind.units}"
+
+
+def _plural(word: str, number: int) -> str:
+    return word if number == 1 else f"{word}s"
 
 
 def _holders(leases: Sequence[Lease], among: Sequence[Device]) -> str:
@@ -324,11 +363,11 @@ class Account:
 
     def borrow(self, count: int, has: int) -> list[Lease]:
         """The devices of `count` further workers; raises NotEnoughDevices."""
-        return self._ledger.borrow(self._model, self._version, self._settings, count, has)
+        return self._ledger.borrow(self._model, self._version, self._settings, count, has, self)
 
     def fits(self, count: int) -> int:
         """Of so many further workers, how many there are devices for."""
-        return self._ledger.fits(self._model, self._version, self._settings, count)
+        return self._ledger.fits(self._model, self._version, self._settings, count, self)
 
     def borrow_other(self, has: int) -> Lease:
         """The devices of a worker whose own were quarantined; raises NotEnoughDevices."""

@@ -23,7 +23,7 @@ class WorkerSpec:
     python: Path | None = None
     # What each rank's environment has beside the common one, rank 0 first: one entry for each process of this worker.
     ranks: tuple[Mapping[str, str], ...] = ({},)
-    # CPU cores its processes may run on; empty: any.
+    # CPU cores that its processes divide among them, in the order of their ranks; empty: any.
     cores: tuple[int, ...] = ()
 
 

@@ -87,7 +87,9 @@ def connected_sockets() -> tuple[socket.socket, socket.socket]:
 
 def _arguments(spec: WorkerSpec, rank: int, sockets: Mapping[str, Sequence[socket.socket]]) -> list[str]:
     options: dict[str, Sequence[int]] = {name: [end.fileno() for end in ends] for name, ends in sockets.items()}
-    options |= {"incarnation": [spec.incarnation], "rank": [rank], "parent": [os.getpid()], "cores": spec.cores}
+    each = len(spec.cores) // len(spec.ranks)
+    cores = spec.cores[rank * each : (rank + 1) * each]
+    options |= {"incarnation": [spec.incarnation], "rank": [rank], "parent": [os.getpid()], "cores": cores}
     named = {f"--{name}": ",".join(map(str, numbers)) for name, numbers in options.items() if numbers}
     return [word for option in named.items() for word in option]
 
