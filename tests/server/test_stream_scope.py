@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from fakes import in_loop
+from fakes import in_loop, until
 
 from torchd_server import errors
 from torchd_server.surfaces.access import AccessInterceptor
@@ -36,7 +36,7 @@ async def served(handler: Any, told: Told) -> AsyncIterator[grpc.aio.Channel]:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
             yield channel
     finally:
-        await server.stop(None)
+        await server.stop(PATIENCE)
 
 
 def opened(channel: grpc.aio.Channel, is_stream: bool) -> Any:
@@ -60,7 +60,8 @@ async def test_a_client_that_leaves_during_a_write_ends_the_generator_in_its_own
     async def large(request: Any, context: Any) -> AsyncIterator[bytes]:
         own = asyncio.current_task()
         try:
-            yield LARGE
+            while True:  # of a write that a client leaves, gRPC may say that it was done
+                yield LARGE
         finally:
             # In any other task the call is over, and whoever asked it for something would crash.
             ended.set_result(asyncio.current_task() is own)
@@ -70,6 +71,8 @@ async def test_a_client_that_leaves_during_a_write_ends_the_generator_in_its_own
         await call.initial_metadata()  # comes with the beginning of the message
         call.cancel()
         assert await asyncio.wait_for(ended, PATIENCE)
+        assert await call.code() is grpc.StatusCode.CANCELLED
+        await until(lambda: told)
     assert told == [("ipv4", METHOD, 0)]
 
 
