@@ -58,6 +58,7 @@ from torchd_server.surfaces.rest.http1 import Handle, HttpServer
 from torchd_server.surfaces.rest.http1_reader import HttpLimits
 from torchd_server.surfaces.rest.router import Endpoint
 from torchd_server.surfaces.rest.routes import inference_endpoints, management_port_endpoints, metrics_endpoints, port
+from torchd_server.surfaces.stream_scope import StreamScope
 from torchd_server.surfaces.workflows_grpc import WorkflowInferenceSurface, WorkflowManagementSurface
 from torchd_server.torchserve import metrics_config
 from torchd_server.torchserve.access_log import AccessLog
@@ -368,9 +369,9 @@ class Daemon:
 
     def _grpc_server(self, name: str, services: Sequence[str], access: Access) -> grpc.aio.Server:
         limits = self._settings.limits
-        interceptors = [] if self._access_log is None else [AccessInterceptor(self._access_log.grpc)]
+        told = [] if self._access_log is None else [AccessInterceptor(self._access_log.grpc)]
         server = grpc.aio.server(
-            interceptors=[*interceptors, *self._edge.interceptors(access)],
+            interceptors=[StreamScope(), *told, *self._edge.interceptors(access)],
             options=[
                 ("grpc.so_reuseport", 0),  # else a second daemon would silently share the port
                 ("grpc.max_concurrent_streams", limits.streams_per_connection),

@@ -18,6 +18,10 @@ import grpc
 import psutil
 import pytest
 from faults.arena import Arena, Client, wait_workers, worker_pids
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from harness.daemon import Daemon
 from harness.eventually import eventually
 from harness.surfaces import Crowd, Error, RestSurface, error_of
@@ -290,3 +294,23 @@ def test_a_registration_that_was_taken_back_is_not_to_be_described(arena: Arena)
         assert "no weights" in done.stderr
         assert "torchd describe" not in done.stderr + done.stdout
         assert arena.client("grpc", daemon).models().json()["models"] == []
+
+
+def test_a_client_that_leaves_while_its_answer_is_written_takes_nobody_with_it(arena: Arena) -> None:
+    """Its window is smaller than the answer, and it reads none: when it leaves, the daemon is surely still writing."""
+    with arena.daemon(command="torchserve") as daemon:
+        host, port = daemon.host_and_port("grpc_inference")
+        options = [
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.http2.lookahead_bytes", 512),
+            ("grpc.http2.bdp_probe", 0),
+        ]
+        asked = ServerReflectionRequest(file_containing_symbol="inference.GRPCInferenceService")
+        with grpc.insecure_channel(f"{host}:{port}", options=options) as channel:
+            for left in range(1, 6):
+                call = ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]), timeout=20.0)
+                call.initial_metadata()  # comes with the beginning of the answer
+                call.cancel()
+                eventually(lambda left=left: daemon.log.count("ACCESS_LOG - /127.0.0.1:") == left)
+            assert HealthStub(channel).Check(HealthCheckRequest(), timeout=20.0).status == HealthCheckResponse.SERVING
+        assert "Traceback" not in daemon.log

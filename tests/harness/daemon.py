@@ -20,6 +20,7 @@ from harness.leaks import files_in
 
 READY_LINE = "Model server started."
 PATIENCE = 60.0
+CRASHES = [-number for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)]
 ANY_PORTS = [
     argument
     for name in ("grpc-inference", "grpc-management", "inference", "management", "metrics")
@@ -154,10 +155,12 @@ class Daemon:
         return self.wait()
 
     def wait(self, timeout: float = PATIENCE) -> int:
-        """Returns its exit code once it has left and its output is read to the end."""
+        """Returns its exit code once it has left and its output is read to the end; fails where it has crashed."""
         code = self._running().wait(timeout)
         if self._reader is not None:
             self._reader.join(timeout)
+        # Whatever a test does to it: to its clients a crash looks like any torn connection.
+        assert code not in CRASHES, f"the daemon crashed: {signal.Signals(-code).name}\n{self.log}"
         if code == 0:  # an orderly end leaves no file behind (P14)
             left = [*files_in(self.scratch), *(name for name in files_in(self.run_dir) if name != "lock")]
             assert not left, f"files left behind: {left}"

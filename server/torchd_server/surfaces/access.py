@@ -62,27 +62,28 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     def _one(self, method: str, behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Any:
         async def call(request: Any, context: Context) -> Any:
-            started = time.monotonic()
+            started, peer = time.monotonic(), str(context.peer())
             try:
                 return await behaviour(request, context)
             finally:
-                self._tell(method, context, started)
+                self._tell(peer, method, context, started)
 
         return call
 
     def _many(self, method: str, behaviour: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> Any:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            started = time.monotonic()
+            # Asked for now: gRPC does not know it of a connection that has broken.
+            started, peer = time.monotonic(), str(context.peer())
             try:
                 async with aclosing(behaviour(request, context)) as messages:
                     async for message in messages:
                         yield message
             finally:
-                self._tell(method, context, started)
+                self._tell(peer, method, context, started)
 
         return call
 
-    def _tell(self, method: str, context: Context, started: float) -> None:
+    def _tell(self, peer: str, method: str, context: Context, started: float) -> None:
         code = context.code()
         number = code.value[0] if isinstance(code, grpc.StatusCode) else int(code or 0)
-        self._answered(str(context.peer()), method, number, time.monotonic() - started)
+        self._answered(peer, method, number, time.monotonic() - started)

@@ -1,0 +1,55 @@
+"""Keeps a gRPC method's generator within the life of its call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from inspect import isasyncgenfunction
+from typing import Any, TypeAlias
+
+import grpc
+
+logger = logging.getLogger(__name__)
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+class StreamScope(grpc.aio.ServerInterceptor):
+    """Goes through a method's generator itself, and closes it before the call is over. Stands in front of all others.
+
+    Left to gRPC, the generator of a client that went away during a write is closed by the event loop some time later.
+    gRPC has freed the call by then: a `context.peer()` or `abort()` in a `finally` would end the whole process.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """The method's handler; one that answers by a generator writes its messages by itself."""
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler.response_streaming:
+            return handler
+        behaviour, make = (
+            (handler.stream_stream, grpc.stream_stream_rpc_method_handler)
+            if handler.request_streaming
+            else (handler.unary_stream, grpc.unary_stream_rpc_method_handler)
+        )
+        if not isasyncgenfunction(behaviour):
+            return handler
+        return make(_writes(behaviour), handler.request_deserializer, handler.response_serializer)
+
+
+def _writes(behaviour: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> Any:
+    async def call(request: Any, context: Context) -> None:
+        async with aclosing(behaviour(request, context)) as messages:
+            async for message in messages:
+                try:
+                    await context.write(message)
+                except grpc.aio.InternalError as error:
+                    # The stream is gone, and gRPC has not said so yet; of its own error it would make a traceback.
+                    logger.debug("a client left while a message was written: %s", error)
+                    raise asyncio.CancelledError from error
+
+    return call
