@@ -137,7 +137,9 @@ def _told(devices: Any) -> list[Device]:
     cores: list[Device] = []
     for device in sorted(devices, key=lambda device: _number(device.get("neuron_device"))):
         count = _number(device.get("nc_count"))
-        identities = device.get("neuroncore_ids") or range(len(cores), len(cores) + count)
+        identities = device.get("neuroncore_ids") or list(range(len(cores), len(cores) + count))
+        if not isinstance(identities, list):
+            raise ValueError(f"{identities!r} is no list of cores")
         memory = device.get("memory_size")
         memory_bytes = memory // count if type(memory) is int and count else 0
         node = str(device.get("numa_node"))
@@ -152,6 +154,8 @@ def _told(devices: Any) -> list[Device]:
             )
             for identity in identities
         ]
+    if len({core.identity for core in cores}) < len(cores):
+        raise ValueError("a core is listed twice")
     return cores
 
 
