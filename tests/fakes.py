@@ -179,7 +179,9 @@ class FakeWorker(asyncio.Protocol):
     # What the test makes it do.
 
     def run(self, behaviour: Behaviour) -> None:
-        """Runs its program."""
+        """Runs its program, unless it was killed before."""
+        if self.exited.done():
+            return
         self._program = asyncio.get_running_loop().create_task(self._run(behaviour))
 
     async def _run(self, behaviour: Behaviour) -> None:
@@ -297,8 +299,14 @@ class FakePlacement:
         self._behaviours = list(behaviours) or [echoes]
 
     async def launch(self, spec: WorkerSpec, output: Output) -> list[FakeWorker]:
-        """Starts one, or as many as it has ranks."""
-        return [await self._begin(spec, rank, partial(output, rank)) for rank in range(len(spec.ranks))]
+        """Starts one, or as many as it has ranks; all or none."""
+        try:
+            return [await self._begin(spec, rank, partial(output, rank)) for rank in range(len(spec.ranks))]
+        except asyncio.CancelledError:
+            for worker in (each for each in self.launched if each.spec is spec):
+                worker.kill()
+                worker.socket.close()
+            raise
 
     async def _begin(self, spec: WorkerSpec, rank: int, output: Callable[[str, str], None]) -> FakeWorker:
         behaviour = self._behaviours.pop(0) if len(self._behaviours) > 1 else self._behaviours[0]

@@ -267,7 +267,16 @@ def test_variables_that_cannot_be_read_show_nothing_and_say_why(
 
 @pytest.mark.parametrize(
     "document",
-    ["nothing", {"a": 1}, [1], [{"neuron_device": 0}], [{"neuron_device": "0", "nc_count": 2}], [{"nc_count": -1}]],
+    [
+        "nothing",
+        {"a": 1},
+        [1],
+        [{"neuron_device": 0}],
+        [{"neuron_device": "0", "nc_count": 2}],
+        [{"nc_count": -1}],
+        [{"neuron_device": 0, "nc_count": 2, "neuroncore_ids": 5}],
+        [{"neuron_device": 0, "nc_count": 2, "neuroncore_ids": [1, 1]}],
+    ],
 )
 @pytest.mark.parametrize("form", [OLD, NEW])
 def test_nonsense_of_neuron_ls_is_no_device(tmp_path: Path, document: object, form: str) -> None:

@@ -166,6 +166,8 @@ def _told(document: Any, joined: int) -> list[Device]:
             Device(Neuron.name, 0, str(core), _name(instance), memory_bytes, int(node) if node.isdecimal() else None)
             for core in identities
         ]
+    if len({core.identity for core in cores}) < len(cores):
+        raise ValueError("a core is listed twice")
     return cores
 
 
@@ -181,7 +183,9 @@ def _identities(device: Mapping[str, Any], before: int, joined: int) -> list[int
     """What the runtime calls the cores of this device, of which `before` come first; `joined` is the daemon's wish."""
     count = _number(device.get("nc_count"))
     named = device.get("neuroncore_ids")
-    numbers = [_number(number) for number in named] if isinstance(named, list) else []
+    if named is not None and not isinstance(named, list):
+        raise ValueError(f"{named!r} is no list of cores")
+    numbers = [_number(number) for number in named or ()]
     told = device.get("logical_neuroncore_config")
     in_one = told if told in (1, 2) else CORES_IN_ONE
     if numbers and joined and told in (1, 2) and joined != told:
