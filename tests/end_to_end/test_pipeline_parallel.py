@@ -1,4 +1,4 @@
-"""Models in stages through a daemon: the documentation's PiPPy handler, our own, a rank that dies (field.md row 40)."""
+"""Models in stages through a daemon: the documentation's PiPPy handler and our own (field.md row 40)."""
 
 from __future__ import annotations
 
@@ -7,37 +7,101 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 import torch
 import transformers
-from faults.arena import worker_pids
 from harness.archives import MODELS
 from harness.daemon import Daemon
 from harness.eventually import eventually
-from harness.surfaces import SURFACES
+from harness.gate import Gate
+from harness.surfaces import GrpcSurface, RestSurface, StreamBroken
+from harness.watched import (
+    Watched,
+    leaving_nothing,
+    listening,
+    pack_watched,
+    sockets_within_reach,
+    watch_loading,
+)
+from transformers.utils.logging import disable_progress_bar
 
 from torchd_archiver.packing import PackRequest, pack
 
+# Its thread would outlive the test.
+disable_progress_bar()
+# Ranks load torch and transformers for seconds, on a busy machine for many. One daemon serves all tests of this file.
+pytestmark = pytest.mark.timeout(400)
+
 PROMPTS = ["to be", "or not to be, that is", "the question", "whether"]
-# Two ranks load torch and transformers, on a machine with other things to do.
-LOADING = 90.0
+# With 10,000 tokens a text takes minutes.
+ENDLESS = {"prompt": "x", "max_new_tokens": 10_000}
+FEW_STEPS = 3000
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The daemon of this file and its clients; `loading` is what was said of each rank of "bloom" while it loaded."""
+
+    daemon: Daemon
+    grpc: GrpcSurface
+    rest: RestSurface
+    bloom: Watched
+    loading: dict[int, list[str]]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small decoder with random weights; its tokens are bytes."""
+    """A small decoder in several files, with random weights; its tokens are bytes, and it never ends a text."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(5)
     config = transformers.BloomConfig(
         vocab_size=384, hidden_size=32, n_layer=4, n_head=4, pad_token_id=0, eos_token_id=1, initializer_range=0.3
     )
-    transformers.BloomForCausalLM(config).save_pretrained(folder)
+    model = transformers.BloomForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight[:2] = 0
+    model.save_pretrained(folder, max_shard_size="60KB")
     transformers.ByT5Tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_leaks(tmp_path_factory: pytest.TempPathFactory, stubs: Path) -> Iterator[Path]:
+    """As for other end-to-end tests, of all of this file together; gives its folder."""
+    folder = tmp_path_factory.mktemp("stages")
+    with leaving_nothing(folder):
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def served(nothing_leaks: Path, checkpoint: Path) -> Iterator[Served]:
+    """Our handler, and the documented one with its model-config.yaml, each on two ranks on the CPU."""
+    folder = nothing_leaks
+    store, seed = folder / "store", MODELS / "seed_pippy"
+    store.mkdir()
+    settings = {"parallelType": "pp", "handler": {"model_path": str(checkpoint), "max_new_tokens": 20}}
+    models = [pack_watched(store, "bloom", folder / "watch", **settings), "pippy=pippy.tar.gz"]
+    handler, config = str(seed / "pippy_handler.py"), seed / "model-config.yaml"
+    files = (str(checkpoint),)
+    pack(
+        PackRequest(
+            "pippy", "1.0", handler, extra_files=files, config_file=config, export_path=store, archive_format="tgz"
+        )
+    )
+    with (
+        Gate(folder / "watch" / "gate") as gate,
+        Daemon(folder, store=store, models=models, command="torchserve") as daemon,
+        GrpcSurface(daemon) as grpc,
+        RestSurface(daemon) as rest,
+    ):
+        bloom = Watched(grpc, "bloom", folder / "watch")
+        loading = watch_loading([bloom, Watched(rest, "bloom", folder / "watch")], gate)
+        gate.__exit__(None, None, None)
+        bloom.pids()
+        yield Served(daemon, grpc, rest, bloom, loading)
 
 
 def whole(checkpoint: Path, prompts: Sequence[str]) -> list[str]:
@@ -51,86 +115,92 @@ def whole(checkpoint: Path, prompts: Sequence[str]) -> list[str]:
     return texts
 
 
-def packed(folder: Path, checkpoint: Path, handler: Path | str, config: Path, archive_format: str = "default") -> Path:
-    """An archive made as the documentation says: --extra-files with the checkpoint, --config-file."""
-    store = folder / "store"
-    store.mkdir()
-    pack(
-        PackRequest(
-            "bloom",
-            "1.0",
-            str(handler),
-            extra_files=(str(checkpoint),),
-            config_file=config,
-            export_path=store,
-            archive_format=archive_format,
-        )
-    )
-    [archive] = store.iterdir()
-    return archive
+def asked(**options: object) -> bytes:
+    """A request's body."""
+    return json.dumps(options).encode()
 
 
-def rank(daemon: Daemon, number: int) -> int:
-    """The process of a rank of the only worker, once there is one."""
-
-    def found() -> int:
-        for process in psutil.process_iter(["environ"]):
-            told = process.info["environ"] or {}
-            if told.get("RANK") == str(number) and told.get("TMPDIR") == str(daemon.scratch):
-                return process.pid
-        return 0
-
-    return eventually(found)
-
-
-@pytest.fixture
-def served(tmp_path: Path, checkpoint: Path) -> Iterator[Daemon]:
-    """A daemon with the documentation's handler and model-config.yaml, two ranks on the CPU."""
-    seed = MODELS / "seed_pippy"
-    archive = packed(tmp_path, checkpoint, seed / "pippy_handler.py", seed / "model-config.yaml", "tgz")
-    with Daemon(tmp_path, store=archive.parent, models=(f"bloom={archive.name}",), command="torchserve") as daemon:
-        yield daemon
+def test_a_long_load_is_described_rank_by_rank_and_logged(served: Served) -> None:
+    """Percent, bytes and the file each rank reads, over both surfaces; no rank reads all files."""
+    for rank, texts in served.loading.items():
+        for text in texts:
+            percent, _, rest = text.partition(" % ")
+            assert 0 <= int(percent) < 100
+            assert "MB of weights loaded, now from model-0000" in rest
+            assert f"loading: {text}" in served.daemon.log
+        assert len({text.rpartition(" ")[2] for text in texts}) == 2, rank
+    assert all(rank["progress"] == "" for rank in served.bloom.ranks())
 
 
-@pytest.mark.timeout(240)
-def test_the_documented_handler_answers_and_comes_back_after_a_rank_died(served: Daemon, checkpoint: Path) -> None:
-    """Over both surfaces, four together; then rank 1 is killed, and another worker answers."""
+def test_the_documented_handler_answers(served: Served, checkpoint: Path) -> None:
+    """Over both surfaces, four together."""
     wanted = whole(checkpoint, PROMPTS)
-    with SURFACES["grpc"](served) as grpc, SURFACES["rest"](served) as rest, ThreadPoolExecutor(4) as crowd:
-        eventually(lambda: worker_pids(grpc, "bloom"), within=LOADING)
-        for client in (grpc, rest):
-            answers = list(crowd.map(lambda prompt, client=client: client.predict("bloom", prompt.encode()), PROMPTS))
+    Watched(served.grpc, "pippy", checkpoint).pids()
+    with ThreadPoolExecutor(4) as crowd:
+        for client in (served.grpc, served.rest):
+            answers = list(crowd.map(lambda prompt, client=client: client.predict("pippy", prompt.encode()), PROMPTS))
             assert [answer.error for answer in answers] == [None] * 4
             assert [answer.body.decode() for answer in answers] == wanted
 
-        victim = rank(served, 1)
-        os.kill(victim, signal.SIGKILL)
-        eventually(lambda: not psutil.pid_exists(victim))
-        assert eventually(lambda: rank(served, 1)) != victim
-        eventually(lambda: worker_pids(grpc, "bloom"), within=LOADING)
-        assert rest.predict("bloom", PROMPTS[0].encode()).body.decode() == wanted[0]
 
-
-@pytest.mark.timeout(240)
-def test_our_handler_streams_a_text_from_a_model_in_stages(tmp_path: Path, checkpoint: Path) -> None:
+def test_our_handler_streams_a_text_from_a_model_in_stages(served: Served, checkpoint: Path) -> None:
     """Nothing but model-config.yaml: each rank reads its stage of the checkpoint; pieces come as they are written."""
-    config = tmp_path / "model-config.yaml"
-    settings: dict[str, Any] = {
-        "minWorkers": 1,
-        "maxWorkers": 1,
-        "parallelType": "pp",
-        "torchrun": {"nproc-per-node": 2},
-        "handler": {"model_path": ".", "max_new_tokens": 20},
-    }
-    config.write_text(json.dumps(settings))  # JSON is YAML
-    archive = packed(tmp_path, checkpoint, "parallel_handler", config)
     [wanted] = whole(checkpoint, ["to be"])
-    with Daemon(tmp_path, store=archive.parent, models=(f"bloom={archive.name}",)) as daemon:
-        with SURFACES["grpc"](daemon) as client:
-            eventually(lambda: worker_pids(client, "bloom"), within=LOADING)
-            pieces = list(client.stream("bloom", json.dumps({"prompt": "to be", "stream": True}).encode()))
-            said = [json.loads(line) for line in b"".join(pieces).splitlines()]
-            assert len(pieces) > 2
-            assert said[-1]["finish_reason"] == "length"
-            assert said[-1]["generated_tokens"] == 20
-            assert "to be" + "".join(one["text"] for one in said) == wanted
+    for client in (served.grpc, served.rest):
+        pieces = list(client.stream("bloom", asked(prompt="to be", stream=True)))
+        said = [json.loads(line) for line in b"".join(pieces).splitlines()]
+        assert len(said) > 2
+        assert (said[-1]["finish_reason"], said[-1]["generated_tokens"]) == ("length", 20)
+        assert "to be" + "".join(one["text"] for one in said) == wanted
+
+
+def test_every_socket_of_the_ranks_is_out_of_reach_of_other_hosts(served: Served) -> None:
+    """S19, S22: what gloo and the store listen at is on 127.0.0.1, and no socket has a name in a file system."""
+    pids = served.bloom.pids()
+    assert served.grpc.predict("bloom", b"to be").error is None
+    assert listening(pids)
+    assert sockets_within_reach([*pids, served.daemon.pid]) == []
+
+
+def test_nothing_is_unpickled_in_loading_and_serving(served: Served) -> None:
+    """S18. What an object collective sends would be heard."""
+    assert served.grpc.predict("bloom", asked(prompt="to be")).error is None
+    assert served.bloom.unpickled() == [[], []]
+    assert served.grpc.predict("bloom", asked(prompt="to be", objects=True)).error is None
+    eventually(lambda: served.bloom.unpickled()[1])
+
+
+def test_a_client_that_leaves_stops_the_generation_on_every_rank(served: Served) -> None:
+    """The rest of its 10,000 tokens is written by nobody; the next request is answered by the same processes."""
+    pids, before = served.bloom.pids(), served.bloom.steps()
+    stream = served.grpc.stream("bloom", asked(**ENDLESS, stream=True))
+    next(stream)
+    eventually(lambda: all(now > then + 20 for now, then in zip(served.bloom.steps(), before, strict=True)))
+    stream.close()
+    assert served.rest.predict("bloom", b"to be").json()["generated_tokens"] == 20
+    assert all(20 < now - then < FEW_STEPS for now, then in zip(served.bloom.steps(), before, strict=True))
+    assert served.bloom.pids() == pids
+
+
+def test_a_deadline_stops_the_generation_on_every_rank(served: Served) -> None:
+    """And costs no process."""
+    pids, before = served.bloom.pids(), served.bloom.steps()
+    error = served.rest.predict("bloom", asked(**ENDLESS), timeout=1.0).error
+    assert error is not None
+    assert (error.code, error.reason) == (504, "DEADLINE")
+    assert served.grpc.predict("bloom", b"to be").json()["generated_tokens"] == 20
+    assert all(20 < now - then < FEW_STEPS for now, then in zip(served.bloom.steps(), before, strict=True))
+    assert served.bloom.pids() == pids
+
+
+def test_a_rank_killed_in_the_middle_of_a_text_ends_it_and_another_pair_answers(served: Served) -> None:
+    """W01: the stream ends with an error of its own."""
+    pids = served.bloom.pids()
+    stream = served.grpc.stream("bloom", asked(**ENDLESS, stream=True))
+    next(stream)
+    os.kill(pids[1], signal.SIGKILL)
+    with pytest.raises(StreamBroken) as broken:
+        list(stream)
+    assert (broken.value.error.code, broken.value.error.reason) == ("UNAVAILABLE", "WORKER_DIED")
+    assert served.bloom.pids(other_than=pids)
+    assert served.rest.predict("bloom", b"to be").json()["generated_tokens"] == 20

@@ -36,7 +36,13 @@ def byte_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, padding_side="left")
 
 
-def llama(heads: int = 4, key_value_heads: int = 2, tied: bool = False, vocabulary: int = VOCABULARY) -> Any:
+def llama(
+    heads: int = 4,
+    key_value_heads: int = 2,
+    tied: bool = False,
+    vocabulary: int = VOCABULARY,
+    positions: int = 512,
+) -> Any:
     """A decoder with random weights, the same each time."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -46,7 +52,7 @@ def llama(heads: int = 4, key_value_heads: int = 2, tied: bool = False, vocabula
         num_hidden_layers=2,
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         tie_word_embeddings=tied,
         initializer_range=0.5,
         bos_token_id=None,
@@ -54,6 +60,14 @@ def llama(heads: int = 4, key_value_heads: int = 2, tied: bool = False, vocabula
         pad_token_id=256,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def endless_llama() -> Any:
+    """One that writes up to 16,384 tokens and never chooses the one that ends a text."""
+    model = llama(positions=1 << 14)
+    with torch.no_grad():
+        model.lm_head.weight[256:] = 0
+    return model
 
 
 def qwen2() -> Any:
@@ -93,8 +107,8 @@ def bert_classifier(heads: int = 4) -> Any:
     return BertForSequenceClassification(config).eval()
 
 
-def save(model: Any, folder: Path) -> Path:
-    """The model and its tokenizer as a checkpoint."""
-    model.save_pretrained(folder)
+def save(model: Any, folder: Path, shard: str = "5GB") -> Path:
+    """The model and its tokenizer as a checkpoint; `shard` is the size of its files at most."""
+    model.save_pretrained(folder, max_shard_size=shard)
     byte_tokenizer().save_pretrained(folder)
     return folder

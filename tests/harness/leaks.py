@@ -33,7 +33,8 @@ class Holdings:
         gc.collect()
         return cls(
             frozenset(_descriptors()),
-            frozenset(threading.enumerate()),
+            # pytest-timeout has one for the running test.
+            frozenset(thread for thread in threading.enumerate() if not thread.name.startswith("pytest_timeout")),
             frozenset(child.pid for child in psutil.Process().children(recursive=True)),
         )
 

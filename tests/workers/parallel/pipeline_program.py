@@ -1,7 +1,14 @@
-"""A program of several ranks: models as pipelines beside the same in one piece; the leader prints how they differ."""
+"""`pipeline_program.py FOLDER PLAN [LAST]`: one of several ranks; models as pipelines beside the same in one piece.
+
+The plan is a list of "part:kind:chunks"; each rank prints what it saw of each part as one JSON object. LAST is a part
+after which the ranks cannot go on: it prints an object of its own.
+"""
 
 from __future__ import annotations
 
+import unpickled  # first: it hears what the others do
+
+# isort: split
 import json
 import sys
 from pathlib import Path
@@ -11,14 +18,16 @@ import torch
 from frame_pipe import FramePipe
 from harness.tiny_models import language_model, module
 
+from torchd_workers.context import Context
+from torchd_workers.handlers.parallel import load_progress
 from torchd_workers.handlers.parallel.cutting import PipelinedModule, pipeline_of, run_as_pipeline
 from torchd_workers.handlers.parallel.generation import Text, write
+from torchd_workers.handlers.parallel.handler import ParallelHandler
 from torchd_workers.handlers.parallel.pipelined_tokens import PipelinedTokens
 from torchd_workers.handlers.parallel.ranks import Ranks, join_ranks
 from torchd_workers.handlers.parallel.sampling import Sampling
 
-UNPICKLED: list[str] = []
-sys.addaudithook(lambda event, _: UNPICKLED.append(event) if event == "pickle.find_class" else None)
+FOLDER = Path(sys.argv[1])
 
 
 def differences(whole: Any, cut: Any, **inputs: torch.Tensor) -> dict[str, float]:
@@ -179,6 +188,23 @@ def faults(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, 
     return said
 
 
+def handler(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, Any]:
+    """ParallelHandler's answers for a checkpoint of several shards, of which each rank reads its stage."""
+    folder = FOLDER / "checkpoint"
+    settings = {"parallelType": "pp", "pippy": {"chunks": chunks}, "handler": {"model_path": str(folder)}}
+    context = Context("tiny", str(folder), None, 2, None, model_yaml_config=settings)
+    context.group = group  # type: ignore[assignment]
+    shards: list[str] = []
+    context.send_progress = lambda percent, text: shards.append(text.rpartition(" ")[2])
+    served = ParallelHandler()
+    served.initialize(context)
+    report: dict[str, Any] = {"shards": len(list(folder.glob("*.safetensors"))), "read": shards}
+    if ranks.is_leader:
+        rows = [{"body": {"prompt": text, "max_new_tokens": 9}} for text in ("to be", "or not to be")]
+        report["answers"] = [answer["generated_text"] for answer in served.handle(rows, context)]
+    return report
+
+
 def broken(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, Any]:
     """The last stage raises at the second step: that rank ends, and the leader does not wait for it."""
     pipeline = pipeline_of(language_model(kind), ranks, group, chunks)
@@ -201,33 +227,39 @@ def broken(kind: str, ranks: Ranks, group: FramePipe, chunks: int) -> dict[str, 
     return {}
 
 
-def main(folder: Path, plan: list[str], chunks: int) -> None:
+def run(entry: str, ranks: Ranks, group: FramePipe) -> dict[str, Any]:
+    """One part. The followers' loop of one ends where the next begins, in the same processes."""
+    part, kind, chunks = entry.split(":")
+    report = PARTS[part](kind, ranks, group, int(chunks))
+    if ranks.is_leader:
+        group.call("next")
+    else:
+        group.follow(until="next")
+    return report
+
+
+def main(plan: list[str], last: str = "") -> None:
     torch.set_num_threads(1)
+    unpickled.listen()
+    load_progress.INTERVAL_SECONDS = 0.0
     ranks = join_ranks()
-    group = FramePipe(folder)
-    report = {}
-    for entry in plan:
-        what, kind = entry.split(":")
-        report[entry] = WAYS[what](kind, ranks, group, chunks)
-        # One model after the other in the same processes: the followers' loop of one ends where the next begins.
-        if ranks.is_leader:
-            group.call("next")
-        else:
-            group.follow(until="next")
-    report["unpickled"] = list(UNPICKLED)
-    # That the hook would have heard: what object collectives do.
-    torch.distributed.broadcast_object_list([torch.Size([1])])
-    report["hears"] = bool(UNPICKLED) or ranks.is_leader
-    print(json.dumps(report))
+    group = FramePipe(FOLDER)
+    report: dict[str, Any] = {entry: run(entry, ranks, group) for entry in plan}
+    report["unpickled"] = list(unpickled.HEARD)
+    report["hears"] = unpickled.hears_object_collectives(ranks.is_leader)
+    print(json.dumps(report), flush=True)
+    if last:
+        print(json.dumps(run(last, ranks, group)))
 
 
-WAYS = {
+PARTS = {
     "logits": logits,
     "generate": generate,
     "stream": stream,
     "encoder": encoder,
     "plain": plain,
     "faults": faults,
+    "handler": handler,
     "broken": broken,
 }
-main(Path(sys.argv[1]), sys.argv[2].split(","), int(sys.argv[3]))
+main(sys.argv[2].split(","), *sys.argv[3:])

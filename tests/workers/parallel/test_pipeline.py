@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.ranks import outputs, run_ranks
+import torch
+from harness.byte_models import byte_tokenizer, llama, save
+from harness.ranks import Finished, run_ranks
 
-# Each fixture runs all there is to run with so many ranks, in processes that load torch and transformers once.
+# One pair and one trio of processes, which load torch and transformers once, run all of it.
 pytestmark = pytest.mark.timeout(300)
 
 PROGRAM = Path(__file__).with_name("pipeline_program.py")
@@ -19,66 +22,63 @@ MODELS = ("llama", "qwen2", "gpt2", "opt", "bloom", "bert")
 # Sums in another order: batches of one row and of several are not computed alike.
 CLOSE = 1e-5
 
-WHOLE_BATCHES = [
-    *(f"logits:{kind}" for kind in MODELS),
-    *(f"generate:{kind}" for kind in ("llama", "qwen2", "bloom")),
-    "stream:llama",
-    "encoder:minilm",
-    "plain:skip",
-    "plain:sequential",
-    "faults:gpt2",
+PAIR = [
+    *(f"logits:{kind}:1" for kind in MODELS),
+    *(f"generate:{kind}:1" for kind in ("llama", "qwen2", "bloom")),
+    *("stream:llama:1", "encoder:minilm:1", "plain:skip:1", "plain:sequential:1", "faults:gpt2:1", "handler:llama:1"),
+    # The same with batches cut in two.
+    *("logits:llama:2", "logits:gpt2:2", "generate:qwen2:2", "stream:gpt2:2", "encoder:minilm:2", "plain:skip:2"),
+    *("faults:gpt2:2", "handler:llama:2"),
 ]
-IN_TWO_CHUNKS = [
-    "logits:llama",
-    "logits:gpt2",
-    "generate:qwen2",
-    "stream:gpt2",
-    "encoder:minilm",
-    "plain:skip",
-    "faults:gpt2",
-]
+TRIO = ["logits:llama:2", "generate:gpt2:2", "plain:skip:2", "faults:gpt2:2"]
 
 Report = list[dict[str, Any]]
 
 
-def _run(folder: Path, plan: list[str], chunks: int, ranks: int = 2) -> Report:
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the ranks of one program said, and how the leader and rank 1 ended."""
+
+    report: Report
+    ends: list[Finished]
+
+
+def _run(folder: Path, plan: list[str], ranks: int, *last: str) -> Told:
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"}
     finished = run_ranks(
-        PROGRAM, str(folder), ",".join(plan), str(chunks), ranks=ranks, environment=paths, timeout_seconds=250
+        PROGRAM, str(folder), ",".join(plan), *last, ranks=ranks, environment=environment, timeout_seconds=250
     )
-    return [json.loads(text) for text in outputs(finished)]
+    assert all(one.stdout for one in finished), "\n".join(one.stderr for one in finished)
+    return Told([json.loads(one.stdout.splitlines()[0]) for one in finished], finished)
 
 
 @pytest.fixture(scope="module")
-def whole_batches(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """What two ranks say that run each batch in one piece."""
-    return _run(tmp_path_factory.mktemp("ranks"), WHOLE_BATCHES, 1)
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """What two ranks say; at last a stage of theirs raises."""
+    folder = tmp_path_factory.mktemp("ranks")
+    save(llama(), folder / "checkpoint", shard="20KB")
+    return _run(folder, PAIR, 2, "broken:llama:1")
 
 
 @pytest.fixture(scope="module")
-def in_two_chunks(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """What two ranks say that cut each batch in two."""
-    return _run(tmp_path_factory.mktemp("ranks"), IN_TWO_CHUNKS, 2)
-
-
-@pytest.fixture(scope="module")
-def three_ranks(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def trio(tmp_path_factory: pytest.TempPathFactory) -> Told:
     """What three ranks say."""
-    return _run(
-        tmp_path_factory.mktemp("ranks"), ["logits:llama", "generate:gpt2", "plain:skip", "faults:gpt2"], 2, ranks=3
-    )
+    return _run(tmp_path_factory.mktemp("ranks"), TRIO, 3)
 
 
-@pytest.fixture(params=["whole_batches", "in_two_chunks", "three_ranks"])
+@pytest.fixture(params=["pair", "trio"])
 def report(request: pytest.FixtureRequest) -> Report:
-    """Each of the three."""
-    found: Report = request.getfixturevalue(request.param)
-    return found
+    """Both of them."""
+    found: Told = request.getfixturevalue(request.param)
+    return found.report
 
 
-def _of(report: Report, what: str, rank: int = 0) -> dict[str, Any]:
-    found = {name: value for name, value in report[rank].items() if name.startswith(f"{what}:")}
-    assert found, f"nothing ran {what}"
+def _of(report: Report, part: str, rank: int = 0, chunks: int | None = None) -> dict[str, Any]:
+    ending = "" if chunks is None else f":{chunks}"
+    found = {
+        name: value for name, value in report[rank].items() if name.startswith(f"{part}:") and name.endswith(ending)
+    }
+    assert found, f"nothing ran {part}"
     return found
 
 
@@ -97,9 +97,9 @@ def test_transformers_generate_writes_the_same_texts(report: Report) -> None:
             assert got == wanted, (kind, way)
 
 
-def test_beam_search_runs_where_batches_are_whole(whole_batches: Report) -> None:
+def test_beam_search_runs_where_batches_are_whole(pair: Told) -> None:
     """Its rows change places, in the caches of every rank."""
-    assert all("beams" in said for said in _of(whole_batches, "generate").values())
+    assert all("beams" in said for said in _of(pair.report, "generate", chunks=1).values())
 
 
 def test_a_token_takes_one_step(report: Report) -> None:
@@ -107,27 +107,41 @@ def test_a_token_takes_one_step(report: Report) -> None:
     assert {said["steps"] for said in _of(report, "generate").values()} == {6}
 
 
-def test_a_stream_is_written_token_by_token_and_one_text_of_two_can_be_cancelled(whole_batches: Report) -> None:
+def test_a_stream_is_written_token_by_token_and_one_text_of_two_can_be_cancelled(pair: Told) -> None:
     """The cancelled text ends between two steps, and the other is written to its end."""
-    for said in _of(whole_batches, "stream").values():
+    for said in _of(pair.report, "stream").values():
         assert said["why"] == ["length", "cancelled"]
         assert said["texts"] == [said["wanted"][0], said["wanted"][1][:4]]
         assert sorted(said["pieces"]) == sorted([row, token] for row in (0, 1) for token in said["texts"][row])
 
 
-def test_the_real_sentence_model_gives_the_same_vectors(whole_batches: Report, in_two_chunks: Report) -> None:
+def test_the_real_sentence_model_gives_the_same_vectors(pair: Told) -> None:
     """The encoder of the quickstart, for one to four sentences."""
-    for report in (whole_batches, in_two_chunks):
-        said = dict(report[0]["encoder:minilm"])
-        del said["kept"]
-        assert len(said) == 4
-        assert max(said.values()) < CLOSE
+    for said in _of(pair.report, "encoder").values():
+        differences = {rows: value for rows, value in said.items() if rows != "kept"}
+        assert len(differences) == 4
+        assert max(differences.values()) < CLOSE
 
 
-def test_each_rank_keeps_its_stage_only(whole_batches: Report) -> None:
+def test_the_handler_reads_its_stage_of_the_shards_and_writes_the_same_texts(pair: Told) -> None:
+    """Of a checkpoint in many files each rank reads those its stage is in."""
+    tokens = [byte_tokenizer()(prompt)["input_ids"] for prompt in ("to be", "or not to be")]
+    texts = [
+        llama().generate(torch.tensor([one]), max_new_tokens=9, do_sample=False, pad_token_id=256)[0, len(one) :]
+        for one in tokens
+    ]
+    wanted = [byte_tokenizer().decode(text, skip_special_tokens=True) for text in texts]
+    for said in _of(pair.report, "handler").values():
+        assert said["answers"] == wanted
+    for rank in (0, 1):
+        for said in _of(pair.report, "handler", rank).values():
+            assert 1 < len(set(said["read"])) < said["shards"]
+
+
+def test_each_rank_keeps_its_stage_only(pair: Told) -> None:
     """What the ranks hold together is hardly more than the model: small tables of positions are on all of them."""
-    for what in ("logits:llama", "encoder:minilm"):
-        shares = [rank[what]["kept"] for rank in whole_batches]
+    for part in ("logits:llama:1", "encoder:minilm:1"):
+        shares = [rank[part]["kept"] for rank in pair.report]
         assert max(shares) < 0.65
         assert sum(shares) < 1.02
 
@@ -148,16 +162,15 @@ def test_a_request_that_cannot_be_fails_alone(report: Report) -> None:
 
 
 def test_nothing_is_unpickled_on_any_rank(report: Report) -> None:
-    """S18. The library's own way to agree on shapes would be heard: it sends pickled objects."""
+    """S18. The library's own way to agree on shapes would be heard: it sends pickled objects. Loading is heard too."""
     assert [rank["unpickled"] for rank in report] == [[]] * len(report)
     assert all(rank["hears"] for rank in report)
 
 
-def test_a_stage_that_raises_ends_its_rank_and_the_leader_is_told_at_once(tmp_path: Path) -> None:
+def test_a_stage_that_raises_ends_its_rank_and_the_leader_is_told_at_once(pair: Told) -> None:
     """Nobody waits until a timeout for a rank that has gone."""
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    leader, follower = run_ranks(PROGRAM, str(tmp_path), "broken:llama", "1", environment=paths, timeout_seconds=100)
+    leader, follower = pair.ends
     assert follower.status != 0
     assert "MemoryError: no room for the second step" in follower.stderr
     assert "answered" not in leader.stdout
-    assert "losed" in leader.stdout + leader.stderr
+    assert "losed" in leader.stdout.partition("\n")[2] + leader.stderr
