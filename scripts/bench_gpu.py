@@ -82,7 +82,7 @@ def main() -> int:
     console = Console(stderr=True)
     rows: list[Row] = []
     try:
-        plan = _plan(arguments, _has_cuda())
+        plan = _plan(arguments, arguments.device != "cpu" and _has_cuda())
         with Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
         ) as progress:

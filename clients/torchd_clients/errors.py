@@ -185,6 +185,10 @@ class WorkerDied(TorchdError):
     """The worker ended with the request in its hands; whether it was run is unknown."""
 
 
+class DeviceLost(WorkerDied):
+    """The worker's device could not be used any more; the request was not answered, and another worker starts."""
+
+
 class WorkerTimeout(WorkerDied):
     """The worker did not answer in time and was ended."""
 
@@ -235,6 +239,7 @@ CLASSES: dict[str | grpc.StatusCode, type[TorchdError]] = {
     "RESPONSE_TOO_LARGE": TooLarge,
     "WORKER_DIED": WorkerDied,
     "WORKER_TIMEOUT": WorkerTimeout,
+    "DEVICE_LOST": DeviceLost,
     "WORKFLOW_NOT_FOUND": NotFound,
     "WORKFLOW_ARCHIVE_NOT_FOUND": ArchiveNotFound,
     "WORKFLOW_EXISTS": ModelExists,

@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from torchd_protos.management_pb2 import (
+    DeviceReference,
     FailureDescription,
     ModelDescription,
     ModelState,
@@ -87,13 +88,27 @@ def _workers_table(workers: Iterable[WorkerDescription]) -> Table:
             _label(WorkerState, worker.state, "WORKER_STATE_"),
             str(worker.pid or ""),
             f"{worker.memory_usage / 2**20:.0f} MiB" if worker.memory_usage else "",
-            printable(", ".join(f"{device.device_type} {device.index}" for device in worker.devices)),
+            _devices(worker.devices),
             str(worker.threads or ""),
             str(worker.running_requests),
             printable(worker.start_time),
             printable(worker.progress),
         )
+        for rank in worker.ranks if len(worker.ranks) > 1 else ():
+            table.add_row(
+                f"  rank {rank.rank}",
+                _label(WorkerState, rank.state, "WORKER_STATE_"),
+                str(rank.pid or ""),
+                "",
+                _devices(rank.devices),
+                *[""] * 3,
+                printable(rank.progress),
+            )
     return table
+
+
+def _devices(devices: Iterable[DeviceReference]) -> str:
+    return printable(", ".join(f"{device.device_type} {device.index}" for device in devices))
 
 
 def _failure(failure: FailureDescription) -> str:

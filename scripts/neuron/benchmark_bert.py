@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 if __name__ == "__main__":  # as a script, it has only its own folder on the path
@@ -150,7 +151,12 @@ async def _over_rest(target: Target, threads: int, at_once: int, record: Record)
 
             await loop.run_in_executor(pool, _send_over, connections[number], answered)
 
-        yield send
+        try:
+            yield send
+        finally:
+            # The time is over; what is queued could take minutes yet.
+            for connection in chain.from_iterable(connections):
+                connection.hang_up()
 
 
 def _send_over(connections: Sequence[RestConnection], record: Record) -> None:

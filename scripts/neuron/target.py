@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
@@ -72,6 +74,12 @@ class RestConnection:
         if reply.status != http.client.OK:
             raise Refused(f"REST answered {reply.status}: {body.decode(errors='replace')}")
         return body
+
+    def hang_up(self) -> None:
+        """Ends it while another thread may wait for an answer, which then fails."""
+        if self._connection.sock is not None:
+            with contextlib.suppress(OSError):  # the other end was quicker
+                self._connection.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Closes the connection."""

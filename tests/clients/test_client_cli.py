@@ -151,6 +151,21 @@ def test_describe_shows_workers_and_the_traceback(run: Run, server: FakeServer, 
     assert json.loads(run("describe", "bert", "--json").stdout)[0]["last_failure"]["kind"] == "LoadFailed"
 
 
+def test_describe_shows_the_processes_of_a_worker_that_has_several(
+    run: Run, server: FakeServer, described: ModelDescription
+) -> None:
+    loading = WorkerState.WORKER_STATE_LOADING
+    described.workers[0].ranks.add(rank=0, pid=4711, state=WorkerState.WORKER_STATE_READY)
+    server.models = {"bert": [described]}
+    assert "rank 0" not in run("describe", "bert").stdout
+    described.workers[0].ranks.add(rank=1, pid=4712, state=loading, progress="7 % weights").devices.add(
+        device_type="gpu", index=3
+    )
+    [row] = [line for line in run("describe", "bert").stdout.splitlines() if "rank 1" in line]
+    for text in ("4712", "loading", "gpu 3", "7 % weights"):
+        assert text in row
+
+
 def test_devices_shows_who_holds_which_and_why_there_are_no_others(run: Run, server: FakeServer) -> None:
     gpu = {"device_type": "gpu", "accelerator": "cuda", "name": "NVIDIA H200", "memory_size": 141 << 30}
     held = [

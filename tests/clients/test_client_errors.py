@@ -55,6 +55,7 @@ TOLD = [
     (Code.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE", errors.TooLarge),
     (Code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", errors.OutOfMemory),
     (Code.UNAVAILABLE, "WORKER_DIED", errors.WorkerDied),
+    (Code.UNAVAILABLE, "DEVICE_LOST", errors.DeviceLost),
     (Code.DEADLINE_EXCEEDED, "WORKER_TIMEOUT", errors.WorkerTimeout),
     (Code.RESOURCE_EXHAUSTED, "TOO_LARGE", errors.TooLarge),
     (Code.NOT_FOUND, "WORKFLOW_NOT_FOUND", errors.NotFound),

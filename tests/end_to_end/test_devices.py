@@ -16,12 +16,13 @@ from typing import Any
 
 import psutil
 import pytest
-from harness.archives import pack_model
+from harness.archives import MODELS, pack_model
 from harness.daemon import Daemon
-from harness.device_tools import gpu_rows, neuron_devices, write_neuron_ls, write_nvidia_smi, write_tool
+from harness.device_tools import NEW, gpu_rows, neuron_devices, write_neuron_ls, write_nvidia_smi, write_tool
 from harness.eventually import eventually
 from harness.surfaces import SURFACES, GrpcSurface, RestSurface, Surface
 
+from torchd_archiver.packing import PackRequest, pack
 from torchd_server.accelerators.cpu import usable_cores
 
 CORES = 24
@@ -288,3 +289,60 @@ def test_a_driver_that_does_not_answer_leaves_models_of_the_processor_alone(tmp_
         absent = {kind["accelerator"]: kind["reason"] for kind in listed["absent"]}
         assert absent["cuda"] == "nvidia-smi left with status 9 and there is no /dev/nvidia0"
         assert absent["neuron"].startswith("neuron-ls ")
+
+
+def test_the_tutorials_registration_has_a_core_for_each_worker_or_is_refused(tmp_path: Path) -> None:
+    """docs/neuron.md, "Register", on an inf2.xlarge: seed 001's model name, calls and warning; no 409 afterwards."""
+    name = "bert-max_length128-batch_size6"
+    write_neuron_ls(tmp_path / "tools", {"instance_type": "inf2.xlarge", "neuron_devices": neuron_devices(1)}, NEW)
+    (tmp_path / "store").mkdir()
+    pack(PackRequest(name, "1.0", str(MODELS / "devices" / "handler.py"), export_path=tmp_path / "store"))
+    flags = ("--ncs", "--enable-model-api")
+    with daemon_of(tmp_path, [], command="torchserve", arguments=flags) as daemon:
+        with GrpcSurface(daemon) as grpc, RestSurface(daemon) as rest:
+            for client in (grpc, rest):
+                error = client.register(f"{name}.mar", batch_size=6, max_batch_delay=5000, initial_workers=3).error
+                assert error is not None
+                assert (error.code, error.reason) == (REFUSED[client.name], "NOT_ENOUGH_DEVICES")
+                assert error.message == (
+                    f"model '{name}' asks for 3 NeuronCores (3 workers with 1 each); this machine has 2 and 2 are "
+                    "free; scale to at most 2 workers"
+                )
+                assert client.models().json()["models"] == []
+            query = f"url={name}.mar&batch_size=6&initial_workers=2&max_batch_delay=1"
+            answer = rest.request("POST", f"/models?{query}", port="management")
+            assert answer.error is None, answer.error
+            cores = {worker["NEURON_RT_VISIBLE_CORES"] for worker in seen(rest, name, 2).values()}
+            assert cores == {"0", "1"}
+            before = {worker["pid"] for worker in wait_ready(rest, name, 2)}
+            assert (
+                rest.request("PUT", f"/models/{name}?batch_size=4&max_batch_delay=20", port="management").status == 200
+            )
+            assert _scaled(grpc, model_name=name, batch_size=3, max_batch_delay=10) == ""
+            [model] = rest.describe(name).json()
+            assert (model["batchSize"], model["maxBatchDelay"]) == (3, 10)
+            assert {worker["pid"] for worker in wait_ready(rest, name, 2)} == before
+
+
+def _scaled(client: GrpcSurface, **fields: Any) -> str:
+    """What ScaleWorker says against it."""
+    answer = client._manage("ScaleWorker", **fields)
+    return "" if answer.error is None else answer.error.message
+
+
+def test_a_group_is_refused_where_there_are_mig_instances_only(tmp_path: Path, surface: str) -> None:
+    """field.md 37; the plain workers beside it have an instance each."""
+    listed = "GPU 0: NVIDIA H200 (UUID: GPU-00000000-1111-2222-3333-444444444444)\n" + "".join(
+        f"  MIG 1g.18gb     Device  {number}: (UUID: MIG-{number})\n" for number in range(3)
+    )
+    write_nvidia_smi(tmp_path / "tools", gpu_rows(1, mig=[0]), listed)
+    with serving(tmp_path, 2) as daemon, SURFACES[surface](daemon) as client:
+        visible = {worker["CUDA_VISIBLE_DEVICES"] for worker in seen(client, "devices", 2).values()}
+        assert visible == {"MIG-0", "MIG-1"}
+        (tmp_path / "store" / "devices.mar").unlink()
+        pack_model(tmp_path, "devices", minWorkers=1, maxWorkers=1, parallelType="custom", parallelLevel=2)
+        error = client.register("devices.mar", model_name="large").error
+        assert error is not None
+        assert (error.code, error.reason) == (REFUSED[surface], "NOT_ENOUGH_DEVICES")
+        assert "this machine has 0 beside 3 MIG instances, of which a process can use one alone" in error.message
+        assert [model["modelName"] for model in client.models().json()["models"]] == ["devices"]

@@ -83,6 +83,7 @@ def test_the_page_as_typed_gives_the_answers_and_the_benchmarks_lines(walk: Walk
     assert f"{NAME}.mar" in packed.split()
     assert '"status": "Healthy"' in started
     assert f'Model \\"{NAME}\\" Version: 1.0 registered with 1 initial workers' in registered
+    assert "no neuron: " in registered or "NeuronCore" in registered
     assert f"Settings changed for model: {NAME}: max_batch_delay_ms=1000" in changed
     answer = re.compile(r"^(\d) (\[.*\])$", re.MULTILINE)
     assert sorted(answer.findall(grpc)) == ANSWERS
@@ -112,11 +113,13 @@ def test_the_tutorials_own_handler_runs_unmodified(walk: Walk, tmp_path: Path) -
     store.mkdir()
     (tmp_path / "torch_neuronx.py").write_text('"""Stands for the package, which cannot be installed here."""\n')
     handler = MODELS / "bert_neuronx" / "handler_bert_neuronx.py"
-    extra_files = (str(walk.folder / "config.json"), str(tmp_path / "torch_neuronx.py"))
-    weights = walk.folder / "bert_neuron_b6.pt"
+    shape = json.loads((walk.folder / "config.json").read_text()) | {"max_length": 32}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    extra_files = (str(tmp_path / "config.json"), str(tmp_path / "torch_neuronx.py"))
+    weights = walk.folder / "bert_neuron_b6_l32.pt"
     pack(PackRequest("bert", "1.0", str(handler), serialized_file=weights, extra_files=extra_files, export_path=store))
     with Daemon(tmp_path, store=store) as daemon, GrpcSurface(daemon) as client, Crowd() as crowd:
-        registered = client.register("bert.mar", batch_size=6, max_batch_delay=1500, initial_workers=1)
+        registered = client.register("bert.mar", batch_size=6, max_batch_delay=700, initial_workers=1)
         assert registered.error is None, registered.error
         client._manage("ScaleWorker", model_name="bert", batch_wait="full", min_worker=1, max_worker=1)
         for count in (6, 5):
@@ -124,7 +127,7 @@ def test_the_tutorials_own_handler_runs_unmodified(walk: Walk, tmp_path: Path) -
             calls = [crowd.call(_ask, client, pair.seq_0, pair.seq_1) for pair in demo_pairs()[:count]]
             assert [call.result() for call in calls] == [pair.answer for pair in demo_pairs()[:count]]
             waited = time.monotonic() - asked
-        assert waited >= 1.5  # five wait for the sixth as long as they were told to
+        assert waited >= 0.7  # five wait for the sixth as long as they were told to
         assert "a batch of 6" in daemon.log
         assert "a batch of 5" in daemon.log
         changed = client._manage("ScaleWorker", model_name="bert", batch_size=2, min_worker=1, max_worker=1)
@@ -139,21 +142,6 @@ def _ask(client: GrpcSurface, seq_0: str, seq_1: str) -> list[str]:
     reply = client.inference.Predictions(request, timeout=60)
     answer: list[str] = json.loads(reply.prediction)
     return answer
-
-
-@pytest.mark.parametrize("script", ["trace_bert.py", "infer_bert.py", "benchmark_bert.py"])
-def test_every_script_explains_itself(script: str, tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, SCRIPTS / script, "--help"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "200"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert ended.stdout.startswith(f"usage: {script}")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_daemon_the_scripts_say_so(tmp_path: Path) -> None:

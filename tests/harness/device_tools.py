@@ -33,9 +33,13 @@ def neuron_devices(devices: int, cores: int = 2, **fields: Any) -> list[dict[str
     ]
 
 
-def write_neuron_ls(folder: Path, document: Any) -> Path:
-    """A neuron-ls that prints this document when it is asked for JSON."""
-    return write_tool(folder, "neuron-ls", f"[ \"$1\" = -j ] || exit 2\ncat <<'END'\n{json.dumps(document)}\nEND")
+# How neuron-ls is asked for JSON: up to Neuron 2.33, and since.
+OLD, NEW = "-j", "--output-format json"
+
+
+def write_neuron_ls(folder: Path, document: Any, form: str = OLD) -> Path:
+    """A neuron-ls that prints this document when it is asked for JSON in this form, and knows no other."""
+    return write_tool(folder, "neuron-ls", f"[ \"$*\" = '{form}' ] || exit 2\ncat <<'END'\n{json.dumps(document)}\nEND")
 
 
 def gpu_rows(gpus: int, mig: Sequence[int] = ()) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +15,7 @@ import yaml
 from demo.paraphrase.pairs import choosing_pairs, demo_pairs
 
 torch = pytest.importorskip("torch")
-from neuron import backend, infer_bert, trace_bert  # noqa: E402
+from neuron import backend, benchmark_bert, infer_bert, trace_bert  # noqa: E402
 from neuron.benchmark_bert import Measured  # noqa: E402
 from neuron.target import target_of  # noqa: E402
 
@@ -124,6 +126,35 @@ def test_without_torch_neuronx_the_script_says_what_is_missing(
     assert trace_bert.main(["--output", str(tmp_path)]) == 1
     assert "--backend neuron needs torch_neuronx, which is not installed here" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", [trace_bert, infer_bert, benchmark_bert], ids=lambda script: str(script.__name__))
+def test_every_script_explains_itself(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        script.main(["--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {script.__name__.removeprefix('neuron.')}.py ")
+
+
+class Silent:
+    """A server that takes requests and answers none."""
+
+    def __enter__(self) -> str:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+def test_the_benchmark_over_rest_ends_when_its_time_is_over(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is under way then may be queued for minutes."""
+    with Silent() as url:
+        began = time.monotonic()
+        times = ["--threads", "3", "--duration", "0.2", "--interval", "0.1", "--json"]
+        assert benchmark_bert.main(["--grpc", "127.0.0.1:1", "--rest", url, *times]) == 0
+    assert time.monotonic() - began < 10
+    assert json.loads(capsys.readouterr().out)["requests"] == 0
 
 
 def test_the_name_of_the_model_is_that_of_config_json(tmp_path: Path) -> None:

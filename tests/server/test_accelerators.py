@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 from pathlib import Path
 
 import pytest
-from harness.device_tools import gpu_rows, neuron_devices, write_neuron_ls, write_nvidia_smi, write_tool
+from harness.device_tools import NEW, OLD, gpu_rows, neuron_devices, write_neuron_ls, write_nvidia_smi, write_tool
 
 from torchd_server.accelerators import tool
 from torchd_server.accelerators.base import Found
@@ -94,6 +95,14 @@ def test_mig_instances_stand_for_the_gpu_they_are_parts_of(tmp_path: Path, wish:
     assert identities(found) == seen
     parts = [device for device in found.devices if device.identity.startswith("MIG")]
     assert {(part.name, part.memory_bytes) for part in parts} <= {("NVIDIA H200 MIG 3g.71gb", 71 << 30)}
+    assert [device for device in found.devices if device.is_part] == parts
+
+
+def test_a_gpu_in_mig_mode_without_an_instance_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """NVIDIA's guide to MIG: CUDA runs nothing on it."""
+    write_nvidia_smi(tmp_path / "tools", gpu_rows(2, mig=[0, 1]), SMI_LIST)
+    assert identities(Cuda(tmp_path / "dev").discover(path(tmp_path / "tools"))) == ["MIG-aaaa-1", "MIG-bbbb-2"]
+    assert "GPUs [1] are in MIG mode and have no instance" in caplog.text
 
 
 def test_without_the_tool_gpus_are_found_by_their_files(tmp_path: Path) -> None:
@@ -144,22 +153,83 @@ def test_cuda_counts_by_the_bus_as_nvidia_smi_does(tmp_path: Path) -> None:
     assert Cuda().environment(())["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def neuron(tmp_path: Path, document: object = None, **environment: str) -> Found:
-    write_neuron_ls(tmp_path / "tools", neuron_devices(12) if document is None else document)
+def neuron(tmp_path: Path, document: object = None, form: str = OLD, **environment: str) -> Found:
+    write_neuron_ls(tmp_path / "tools", neuron_devices(12) if document is None else document, form)
     kind = Neuron(tmp_path / "dev", tmp_path / "product", elsewhere="")
     return kind.discover(path(tmp_path / "tools") | environment)
 
 
-def test_neuron_cores_are_found_by_neuron_ls(tmp_path: Path) -> None:
-    found = neuron(tmp_path)
+@pytest.mark.parametrize("form", [OLD, NEW])
+def test_neuron_cores_are_found_by_a_neuron_ls_that_knows_one_form(tmp_path: Path, form: str) -> None:
+    found = neuron(tmp_path, form=form)
     assert identities(found) == [str(core) for core in range(24)]
     assert {device.memory_bytes for device in found.devices} == {16 << 30}
-    # A later version of the tool tells more.
+    # Later versions of the tool tell more.
     more = neuron_devices(2, 4, instance_type="trn2.48xlarge", numa_node="1", neuroncore_ids=None)
     more[0]["neuroncore_ids"], more[1]["neuroncore_ids"] = [0, 1, 2, 3], [4, 5, 6, 7]
-    core = neuron(tmp_path, more).devices[5]
+    core = neuron(tmp_path, more, form).devices[5]
     assert (core.index, core.identity, core.name, core.numa_node) == (5, "5", "NeuronCore of trn2.48xlarge", 1)
-    assert len(neuron(tmp_path, {"neuron_devices": neuron_devices(3)}).devices) == 6
+
+
+@pytest.mark.parametrize("name", ["neuron_devices", "devices", "any"])
+def test_what_holds_for_the_machine_may_stand_once(tmp_path: Path, name: str) -> None:
+    """Neuron 2.34 adds fields at the top; no page says what the list of devices is called there."""
+    once = {"instance_type": "inf2.24xlarge", "ultraserver": {"id": ""}, "tags": ["a"]}
+    found = neuron(tmp_path, once | {name: neuron_devices(6)}, NEW)
+    assert identities(found) == [str(core) for core in range(12)]
+    assert {device.name for device in found.devices} == {"NeuronCore of inf2.24xlarge"}
+    if name != "any":
+        assert neuron(tmp_path, once | {name: []}, NEW).absence == "neuron-ls finds no device"
+
+
+@pytest.mark.parametrize(
+    ("told", "wish", "cores"),
+    [
+        # As trn2.48xlarge prints it: logical cores, in pairs.
+        ({"nc_count": 4, "logical_neuroncore_config": 2, "neuroncore_ids": [4, 5, 6, 7]}, "", [4, 5, 6, 7]),
+        ({"nc_count": 4, "logical_neuroncore_config": 2, "neuroncore_ids": [4, 5, 6, 7]}, "2", [4, 5, 6, 7]),
+        # The workers will be configured otherwise than the tool was.
+        ({"nc_count": 4, "logical_neuroncore_config": 2, "neuroncore_ids": [4, 5, 6, 7]}, "1", list(range(8, 16))),
+        ({"nc_count": 8, "logical_neuroncore_config": 1, "neuroncore_ids": list(range(8, 16))}, "2", [4, 5, 6, 7]),
+        # Tools of the first Trainium2 counted eight, and named none.
+        ({"nc_count": 8}, "", [0, 1, 2, 3]),
+        ({"nc_count": 8, "logical_neuroncore_config": 1}, "", list(range(8))),
+        ({"nc_count": 8}, "1", list(range(8))),
+        ({"nc_count": 8}, "nonsense", [0, 1, 2, 3]),
+        ({"nc_count": 2, "neuroncore_ids": [0, 1]}, "1", [0, 1]),
+    ],
+)
+def test_cores_are_counted_as_the_runtime_will(
+    tmp_path: Path, told: dict[str, object], wish: str, cores: list[int]
+) -> None:
+    """NEURON_LOGICAL_NC_CONFIG: how many cores of Trainium2 are one to a process."""
+    document = [{**neuron_devices(1)[0], **told}]
+    found = neuron(tmp_path, document, NEURON_LOGICAL_NC_CONFIG=wish)
+    assert identities(found) == [str(core) for core in cores]
+    assert found.devices[0].memory_bytes == 34359738368 // len(cores)
+
+
+def test_a_neuron_ls_that_hangs_is_asked_once(tmp_path: Path) -> None:
+    """G03: what it costs the start is the tool's time, not twice that."""
+    write_tool(tmp_path / "tools", "neuron-ls", f"echo asked >>{tmp_path}/asked; sleep 60")
+    kind = Neuron(tmp_path / "dev", tmp_path / "product", elsewhere="", tool_seconds=0.5)
+    found = kind.discover(path(tmp_path / "tools"))
+    assert found.absence.startswith("neuron-ls --output-format json does not answer and there is no ")
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+
+def test_a_neuron_ls_that_knows_neither_form_says_so(tmp_path: Path) -> None:
+    write_tool(tmp_path / "tools", "neuron-ls", "exit 1")
+    found = Neuron(tmp_path / "dev", tmp_path / "product", elsewhere="").discover(path(tmp_path / "tools"))
+    assert found.absence.startswith("neuron-ls --output-format json left with status 1, -j left with status 1 and ")
+
+
+def test_a_table_in_the_place_of_json_is_not_taken_for_it(tmp_path: Path) -> None:
+    """A tool that overlooks options it does not know."""
+    listed = json.dumps(neuron_devices(1))
+    write_tool(tmp_path / "tools", "neuron-ls", f"[ \"$1\" = -j ] && echo '{listed}' || echo '+---+'")
+    found = Neuron(tmp_path / "dev", tmp_path / "product", elsewhere="").discover(path(tmp_path / "tools"))
+    assert identities(found) == ["0", "1"]
 
 
 @pytest.mark.parametrize(
@@ -204,19 +274,26 @@ def test_variables_that_cannot_be_read_show_nothing_and_say_why(
         [{"neuron_device": 0}],
         [{"neuron_device": "0", "nc_count": 2}],
         [{"nc_count": -1}],
-        [{"neuron_device": 0, "nc_count": 2, "neuroncore_ids": 5}],
         [{"neuron_device": 0, "nc_count": 2, "neuroncore_ids": [1, 1]}],
     ],
 )
-def test_nonsense_of_neuron_ls_is_no_device(tmp_path: Path, document: object) -> None:
-    found = neuron(tmp_path, document)
+@pytest.mark.parametrize("form", [OLD, NEW])
+def test_nonsense_of_neuron_ls_is_no_device(tmp_path: Path, document: object, form: str) -> None:
+    found = neuron(tmp_path, document, form)
     assert not found.devices
-    assert found.absence.startswith("neuron-ls prints what it should not")
+    assert f"{form} prints what it should not" in found.absence
 
 
 @pytest.mark.parametrize(
     ("product", "devices", "cores"),
-    [("", 1, 2), ("inf2.24xlarge\n", 6, 12), ("trn1.32xlarge", 16, 32), ("inf1.xlarge", 1, 4), ("trn2.48xlarge", 2, 8)],
+    [
+        ("", 1, 2),
+        ("inf2.24xlarge\n", 6, 12),
+        ("trn1.32xlarge", 16, 32),
+        ("inf1.xlarge", 1, 4),
+        ("trn2.48xlarge", 2, 8),
+        ("trn3.x", 1, 4),
+    ],
 )
 def test_without_the_tool_each_device_file_is_so_many_cores(
     tmp_path: Path, product: str, devices: int, cores: int

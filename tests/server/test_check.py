@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import typer
+from harness.archives import MODELS
 from typer.testing import CliRunner
 
+from torchd_archiver.manifest import DEFAULT_HANDLERS
 from torchd_archiver.packing import PackRequest, pack
 from torchd_server import start, switch_commands
 from torchd_server.settings import ServerSettings
@@ -125,6 +127,36 @@ def test_a_model_config_is_looked_at(tmp_path: Path, config: str, kind: Kind, sa
     (found,) = checked(make(tmp_path, "def handle(data, context): ...\n", config_file=file))
     assert found.kind is kind
     assert said in found.what
+
+
+@pytest.mark.parametrize("handler", DEFAULT_HANDLERS)
+def test_every_default_handler_is_here(tmp_path: Path, handler: str) -> None:
+    archive = pack(PackRequest("m", "1.0", handler, serialized_file=_weights(tmp_path), export_path=tmp_path))
+    assert checked(archive) == []
+
+
+def test_a_default_handler_that_the_workers_do_not_bring_is_named(tmp_path: Path) -> None:
+    archive = pack(
+        PackRequest("m", "1.0", "parallel_handler", serialized_file=_weights(tmp_path), export_path=tmp_path)
+    )
+    shim = tmp_path / "torchserve_shim" / "ts"
+    (tmp_path / "handlers").mkdir()
+    (tmp_path / "handlers" / "__init__.py").write_text('HANDLERS = {"base_handler": "base"}\n')
+    [found] = check_archive(archive, False, shim)
+    assert (found.kind, found.what) == (Kind.DIFFERS, "default handler parallel_handler is not here")
+
+
+@pytest.mark.parametrize("seed", ["seed_pippy", "seed_deepspeed"])
+def test_the_documentations_large_models_will_not_behave_differently(tmp_path: Path, seed: str) -> None:
+    [handler] = (MODELS / seed).glob("*_handler.py")
+    config = MODELS / seed / "model-config.yaml"
+    assert checked(pack(PackRequest("m", "1.0", str(handler), config_file=config, export_path=tmp_path))) == []
+
+
+def _weights(folder: Path) -> Path:
+    file = folder / "model.pt"
+    file.write_bytes(b"")
+    return file
 
 
 def config_findings(tmp_path: Path, text: str) -> list[tuple[Kind, int, str]]:

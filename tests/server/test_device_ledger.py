@@ -111,6 +111,40 @@ def test_a_machine_with_many_cores_has_a_rank_for_each() -> None:
     assert len(lend(books, 1, parallel_type="tp", parallel_level=64)) == 1
 
 
+def mig_machine(whole: int) -> DeviceLedger:
+    """GPU 0 in three instances, and so many whole ones after it."""
+    parts = [Device("cuda", i, f"MIG-{i}", is_part=True) for i in range(3)]
+    return DeviceLedger({"cuda": Found((*parts, *(Device("cuda", 3 + i, str(1 + i)) for i in range(whole))))})
+
+
+@pytest.mark.parametrize("kind", ["tp", "pp", "pptp", "custom"])
+@pytest.mark.parametrize(
+    ("whole", "settings", "have"),
+    [
+        (0, {}, "this machine has 0 beside 3 MIG instances"),
+        (1, {}, "this machine has 1 beside 3 MIG instances"),
+        (2, {"device_ids": (0, 3)}, "deviceIds names 1 beside 1 MIG instance"),
+    ],
+)
+def test_a_worker_of_several_gpus_gets_no_mig_instance(
+    kind: str, whole: int, settings: dict[str, Any], have: str
+) -> None:
+    """A CUDA process sees one instance, and then no other GPU: NVIDIA's guide to MIG, "CUDA Device Enumeration"."""
+    books = mig_machine(whole)
+    with pytest.raises(errors.NotEnoughDevices) as refused:
+        lend(books, 1, parallel_type=kind, parallel_level=2, **settings)
+    said = f"{have}, of which a process can use one alone, and {min(whole, 1)} {'is' if whole else 'are'} free"
+    assert str(refused.value) == (f"model 'bert' asks for 2 GPUs (1 worker with 2 each); {said}; lower parallelLevel")
+    assert not books.leases()
+
+
+def test_beside_mig_instances_whole_gpus_are_lent_to_groups() -> None:
+    books = mig_machine(4)
+    assert indices(lend(books, 2, parallel_type="tp", parallel_level=2)) == [[3, 4], [5, 6]]
+    assert indices(lend(books, 3, "plain")) == [[0], [1], [2]]
+    assert indices(lend(books, 1, "one", parallel_type="tp", parallel_level=1, device_ids=(1,))) == [[1]]
+
+
 def test_what_is_out_of_range_is_said(caplog: pytest.LogCaptureFixture) -> None:
     lend(ledger(cuda=4), 1, device_ids=(1, 4))
     assert "deviceIds [1, 4] are ignored: there are 4" in caplog.text

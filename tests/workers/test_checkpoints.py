@@ -468,6 +468,7 @@ def test_a_config_that_cannot_be_built_is_named(change: dict[str, Any], message:
 
 
 def test_progress_is_told_at_most_twice_a_second_and_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """And logged by whom it is told, not twice."""
     caplog.set_level("INFO")
     now = 0.0
     told: list[tuple[int, str]] = []
@@ -477,6 +478,14 @@ def test_progress_is_told_at_most_twice_a_second_and_at_the_end(caplog: pytest.L
         progress.advance(100_000, f"shard {step}")
     assert [percent for percent, _ in told] == [2, 15, 27, 40, 52, 65, 77, 90, 100]
     assert told[-1][1] == "4.00 of 4.00 MB of weights loaded, now from shard 39"
+    assert caplog.records == []
+
+
+def test_a_load_that_nobody_is_told_of_is_logged_in_tenths(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    progress = LoadProgress(4_000_000, None)
+    for step in range(40):
+        progress.advance(100_000, f"shard {step}")
     assert [record.message.split("%")[0] for record in caplog.records] == [str(tenth * 10) for tenth in range(1, 11)]
 
 

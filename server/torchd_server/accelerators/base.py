@@ -22,6 +22,8 @@ class Device:
     memory_bytes: int = 0
     # The NUMA node it hangs on; None where that is not known.
     numa_node: int | None = None
+    # Whether it is a part of a device (a MIG instance): a process can use one of those, and nothing beside it.
+    is_part: bool = False
 
 
 @dataclass(frozen=True, slots=True)

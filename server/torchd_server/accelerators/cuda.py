@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -43,6 +43,11 @@ class _Gpu:
             return self.instance.startswith(name)
         return self.uuid.startswith(name) if name.startswith("GPU-") else name == str(self.number)
 
+    def device(self, index: int) -> Device:
+        """As workers are lent it."""
+        identity, is_part = self.instance or str(self.number), bool(self.instance)
+        return Device(Cuda.name, index, identity, self.name, self.memory_bytes, self.numa_node, is_part)
+
 
 class Cuda:
     """GPUs of NVIDIA."""
@@ -69,12 +74,7 @@ class Cuda:
             return Found(
                 absence=f"CUDA_VISIBLE_DEVICES={wish!r} hides the GPUs of this machine, which has {len(found)}"
             )
-        return Found(
-            tuple(
-                Device(self.name, index, gpu.instance or str(gpu.number), gpu.name, gpu.memory_bytes, gpu.numa_node)
-                for index, gpu in enumerate(seen)
-            )
-        )
+        return Found(tuple(gpu.device(index) for index, gpu in enumerate(seen)))
 
     def environment(self, devices: Sequence[Device]) -> dict[str, str]:
         """The numbers are nvidia-smi's, which counts by PCI bus; CUDA by itself would put the fastest first."""
@@ -108,9 +108,10 @@ class Cuda:
             _Gpu(int(row["index"]), row["uuid"], row["name"], _mebibytes(row["memory.total"]), self._numa_node(row))
             for row in told
         ]
-        if not any(row["mig.mode.current"] == "Enabled" for row in told):
+        cut = {int(row["index"]) for row in told if row["mig.mode.current"] == "Enabled"}
+        if not cut:
             return gpus
-        return with_instances(gpus, tool.ask([program, "-L"], environment, self._tool_seconds))
+        return with_instances(gpus, cut, tool.ask([program, "-L"], environment, self._tool_seconds))
 
     def _numa_node(self, row: Mapping[str, str]) -> int | None:
         # The tool writes the domain with eight digits, the kernel with four.
@@ -132,8 +133,8 @@ def _mebibytes(text: str) -> int:
     return int(text) * MEBIBYTE if text.isdecimal() else 0  # "[N/A]" where it does not tell
 
 
-def with_instances(gpus: Sequence[_Gpu], listed: str) -> list[_Gpu]:
-    """The MIG instances that `nvidia-smi -L` lists, in the place of the GPUs they are parts of."""
+def with_instances(gpus: Sequence[_Gpu], cut: Set[int], listed: str) -> list[_Gpu]:
+    """The MIG instances that `nvidia-smi -L` lists, in the place of the GPUs in `cut`, which cannot be used whole."""
     instances: dict[int, list[_Gpu]] = {}
     by_number = {gpu.number: gpu for gpu in gpus}
     number = None
@@ -145,7 +146,9 @@ def with_instances(gpus: Sequence[_Gpu], listed: str) -> list[_Gpu]:
             memory = re.search(r"(\d+)gb", part[1])
             name, size = f"{whole.name} MIG {part[1]}", int(memory[1]) * GIBIBYTE if memory else 0
             instances.setdefault(number, []).append(replace(whole, name=name, memory_bytes=size, instance=part[2]))
-    return [part for gpu in gpus for part in instances.get(gpu.number, [gpu])]
+    if empty := sorted(cut - instances.keys()):
+        logger.warning("GPUs %s are in MIG mode and have no instance: `nvidia-smi mig -cgi ... -C` makes some", empty)
+    return [part for gpu in gpus for part in (instances.get(gpu.number, []) if gpu.number in cut else [gpu])]
 
 
 def visible(wish: str, gpus: Sequence[_Gpu]) -> list[_Gpu]:

@@ -72,6 +72,8 @@ class _Wish:
     is_named: bool
     processes: int
     is_group: bool
+    # Devices left out of `among`, because a process can use a part of a device alone.
+    parts: int
 
 
 class DeviceLedger:
@@ -146,7 +148,7 @@ class DeviceLedger:
         if wish.size and settings.device_ids and not wish.is_named:
             logger.warning(
                 "deviceIds %s are ignored: there are %d",
-                *(list(settings.device_ids), len(wish.among)),
+                *(list(settings.device_ids), len(wish.among) + wish.parts),
                 extra={"model": model, "version": version},
             )
         grants = self._grants(wish, self._of(model, version, owner), count)
@@ -209,7 +211,9 @@ class DeviceLedger:
         is_named = bool(settings.device_ids) and all(0 <= number < len(devices) for number in settings.device_ids)
         if is_named:
             devices = tuple(devices[number] for number in dict.fromkeys(settings.device_ids))
-        return _Wish(device_type, size, devices, is_named, settings.ranks, bool(settings.parallel_type))
+        whole = tuple(device for device in devices if size == 1 or not device.is_part)
+        parts = len(devices) - len(whole)
+        return _Wish(device_type, size, whole, is_named, settings.ranks, bool(settings.parallel_type), parts)
 
     def _grants(self, wish: _Wish, own: Sequence[Lease], count: int) -> list[tuple[Device, ...]]:
         """What can be lent, worker after worker: aligned blocks of what may be used, the least lent first."""
@@ -271,8 +275,8 @@ class DeviceLedger:
 
     def _refusal(self, model: str, wish: _Wish, wanted: int, most: int) -> str:
         """One sentence with the numbers: what is asked for, what there is, who has it, what would do."""
-        workers = "1 worker" if wanted == 1 else f"{wanted} workers"
-        at_most = f"scale to at most {most} {'worker' if most == 1 else 'workers'}"
+        workers = f"{wanted} {_plural('worker', wanted)}"
+        at_most = f"scale to at most {most} {_plural('worker', most)}"
         if not wish.size:
             return (
                 f"model '{model}' asks for {wanted * wish.processes} processes ({workers} of {wish.processes} ranks "
@@ -286,6 +290,8 @@ class DeviceLedger:
         free = len(set(wish.among) - held)
         asked = wanted * wish.size
         have = f"deviceIds names {len(wish.among)}" if wish.is_named else f"this machine has {len(wish.among)}"
+        if wish.parts:
+            have += f" beside {wish.parts} MIG {_plural('instance', wish.parts)}, of which a process can use one alone,"
         said = (
             f"model '{model}' asks for {_count(asked, kind)} ({workers} with {wish.size} each); "
             f"{have} and {free} {'is' if free == 1 else 'are'} free"
@@ -324,6 +330,10 @@ def _kind_of(device_type: str) -> Accelerator:
 
 def _count(number: int, kind: Accelerator) -> str:
     return f"{number} {kind.unit if number == 1 else kind.units}"
+
+
+def _plural(word: str, number: int) -> str:
+    return word if number == 1 else f"{word}s"
 
 
 def _holders(leases: Sequence[Lease], among: Sequence[Device]) -> str:

@@ -77,9 +77,15 @@ def _check_manifest(where: str, manifest: Manifest, installs: bool, shim: Path |
             )
         )
     handler = manifest.handler
-    if handler in DEFAULT_HANDLERS and shim is not None and not (shim / "torch_handler" / f"{handler}.py").is_file():
+    if handler in DEFAULT_HANDLERS and shim is not None and handler not in _brought_handlers(shim):
         found.append(Finding(Kind.DIFFERS, where, f"default handler {handler} is not here"))
     return found
+
+
+def _brought_handlers(shim: Path) -> set[object]:
+    """The names of the workers' table of handlers, among its other words."""
+    table = shim.parents[1] / "handlers" / "__init__.py"
+    return {node.value for node in ast.walk(ast.parse(table.read_bytes())) if isinstance(node, ast.Constant)}
 
 
 def _check_model_config(where: str, name: str, document: bytes) -> list[Finding]:

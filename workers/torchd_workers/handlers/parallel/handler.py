@@ -45,7 +45,7 @@ class ParallelHandler:
         model = LOADERS[kind](folder, getattr(transformers, auto), dtype, ranks, context, options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._task = task(model, tokenizer, options)
-        logger.info("rank %d of %d has its part of %s on %s", ranks.rank, ranks.size, folder.name, ranks.device)
+        logger.info("rank %d of %d has its part of %s on %s", ranks.rank, ranks.size, folder, ranks.device)
 
     def handle(self, data: list[Any], context: Context) -> list[Any]:
         """An answer for each row; a row that cannot be answered gets its own error, and the others theirs."""

@@ -1,4 +1,4 @@
-"""How far a load has come: told to the daemon at most twice a second, and to the log with every tenth of the way."""
+"""How far a load has come: told to the daemon at most twice a second, or to the log with every tenth of the way."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class LoadProgress:
         if self._report is not None and (now >= self._next_report or percent == 100):
             self._next_report = now + INTERVAL_SECONDS
             self._report(percent, text)
-        if percent // 10 > self._logged_tenths:
+        # What the daemon is told it logs itself.
+        if self._report is None and percent // 10 > self._logged_tenths:
             self._logged_tenths = percent // 10
             logger.info("%d%% %s", percent, text)
