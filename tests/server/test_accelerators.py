@@ -274,7 +274,6 @@ def test_variables_that_cannot_be_read_show_nothing_and_say_why(
         [{"neuron_device": 0}],
         [{"neuron_device": "0", "nc_count": 2}],
         [{"nc_count": -1}],
-        [{"neuron_device": 0, "nc_count": 2, "neuroncore_ids": 5}],
         [{"neuron_device": 0, "nc_count": 2, "neuroncore_ids": [1, 1]}],
     ],
 )
