@@ -52,6 +52,10 @@ class Watched:
         """How many steps each rank has made."""
         return [int((self.folder / f"steps-{rank}").read_text()) for rank in (0, 1)]
 
+    def steps_since(self, before: Sequence[int]) -> list[int]:
+        """How many more than these."""
+        return [now - then for now, then in zip(self.steps(), before, strict=True)]
+
     def unpickled(self) -> list[list[str]]:
         """The classes that each rank has looked up to unpickle something."""
         return [(self.folder / f"unpickled-{rank}").read_text().splitlines() for rank in (0, 1)]
