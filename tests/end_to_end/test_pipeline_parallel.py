@@ -19,6 +19,7 @@ from harness.eventually import eventually
 from harness.gate import Gate
 from harness.surfaces import GrpcSurface, RestSurface, StreamBroken
 from harness.watched import (
+    LOADING,
     Watched,
     leaving_nothing,
     listening,
