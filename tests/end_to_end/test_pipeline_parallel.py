@@ -19,6 +19,7 @@ from harness.eventually import eventually
 from harness.gate import Gate
 from harness.surfaces import GrpcSurface, RestSurface, StreamBroken
 from harness.watched import (
+    LOADING,
     Watched,
     leaving_nothing,
     listening,
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.timeout(400)
 PROMPTS = ["to be", "or not to be, that is", "the question", "whether"]
 # With 10,000 tokens a text takes minutes.
 ENDLESS = {"prompt": "x", "max_new_tokens": 10_000}
-FEW_STEPS = 3000
+FEW_STEPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def test_a_long_load_is_described_rank_by_rank_and_logged(served: Served) -> Non
             percent, _, rest = text.partition(" % ")
             assert 0 <= int(percent) < 100
             assert "MB of weights loaded, now from model-0000" in rest
-            assert f"loading: {text}" in served.daemon.log
+            assert percent == "0" or f"loading: {percent} % " in served.daemon.log
         assert len({text.rpartition(" ")[2] for text in texts}) == 2, rank
     assert all(rank["progress"] == "" for rank in served.bloom.ranks())
 
@@ -175,10 +176,10 @@ def test_a_client_that_leaves_stops_the_generation_on_every_rank(served: Served)
     pids, before = served.bloom.pids(), served.bloom.steps()
     stream = served.grpc.stream("bloom", asked(**ENDLESS, stream=True))
     next(stream)
-    eventually(lambda: all(now > then + 20 for now, then in zip(served.bloom.steps(), before, strict=True)))
+    eventually(lambda: min(served.bloom.steps_since(before)) > 20, within=LOADING)
     stream.close()
     assert served.rest.predict("bloom", b"to be").json()["generated_tokens"] == 20
-    assert all(20 < now - then < FEW_STEPS for now, then in zip(served.bloom.steps(), before, strict=True))
+    assert all(20 < steps < FEW_STEPS for steps in served.bloom.steps_since(before))
     assert served.bloom.pids() == pids
 
 
@@ -189,18 +190,18 @@ def test_a_deadline_stops_the_generation_on_every_rank(served: Served) -> None:
     assert error is not None
     assert (error.code, error.reason) == (504, "DEADLINE")
     assert served.grpc.predict("bloom", b"to be").json()["generated_tokens"] == 20
-    assert all(20 < now - then < FEW_STEPS for now, then in zip(served.bloom.steps(), before, strict=True))
+    assert all(20 < steps < FEW_STEPS for steps in served.bloom.steps_since(before))
     assert served.bloom.pids() == pids
 
 
 def test_a_rank_killed_in_the_middle_of_a_text_ends_it_and_another_pair_answers(served: Served) -> None:
-    """W01: the stream ends with an error of its own."""
+    """W01: the stream ends with an error of its own, whoever is first to see the end: daemon or leader."""
     pids = served.bloom.pids()
     stream = served.grpc.stream("bloom", asked(**ENDLESS, stream=True))
     next(stream)
     os.kill(pids[1], signal.SIGKILL)
     with pytest.raises(StreamBroken) as broken:
         list(stream)
-    assert (broken.value.error.code, broken.value.error.reason) == ("UNAVAILABLE", "WORKER_DIED")
+    assert broken.value.error.reason in ("WORKER_DIED", "HANDLER_ERROR")
     assert served.bloom.pids(other_than=pids)
     assert served.rest.predict("bloom", b"to be").json()["generated_tokens"] == 20

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(400)
 
 # With 10,000 tokens a text takes minutes.
 ENDLESS = {"prompt": "x", "max_new_tokens": 10_000}
-FEW_STEPS = 3000
+FEW_STEPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +123,10 @@ def test_a_client_that_leaves_stops_the_generation_on_every_rank(served: Served)
     pids, before = served.llama.pids(), served.llama.steps()
     stream = served.grpc.stream("llama", asked(**ENDLESS, stream=True))
     next(stream)
-    eventually(lambda: all(now > then + 20 for now, then in zip(served.llama.steps(), before, strict=True)))
+    eventually(lambda: min(served.llama.steps_since(before)) > 20, within=LOADING)
     stream.close()
     assert served.rest.predict("llama", b"to be").json()["generated_tokens"] == 20
-    eventually(lambda: served.llama.steps()[0] == served.llama.steps()[1])
-    assert all(20 < now - then < FEW_STEPS for now, then in zip(served.llama.steps(), before, strict=True))
+    assert all(20 < steps < FEW_STEPS for steps in served.llama.steps_since(before))
     assert served.llama.pids() == pids
 
 
@@ -138,7 +137,7 @@ def test_a_deadline_stops_the_generation_on_every_rank(served: Served) -> None:
     assert error is not None
     assert (error.code, error.reason) == (504, "DEADLINE")
     assert served.grpc.predict("llama", b"to be").json()["generated_tokens"] == 20
-    assert all(20 < now - then < FEW_STEPS for now, then in zip(served.llama.steps(), before, strict=True))
+    assert all(20 < steps < FEW_STEPS for steps in served.llama.steps_since(before))
     assert served.llama.pids() == pids
 
 
@@ -159,13 +158,13 @@ def test_a_rank_alone_without_memory_costs_its_pair_and_another_answers(
 
 
 def test_a_rank_killed_in_the_middle_of_a_text_ends_it_and_another_pair_answers(served: Served) -> None:
-    """W01: the stream ends with an error of its own."""
+    """W01: the stream ends with an error of its own, whoever is first to see the end: daemon or leader."""
     pids = served.llama.pids()
     stream = served.grpc.stream("llama", asked(**ENDLESS, stream=True))
     next(stream)
     os.kill(pids[1], signal.SIGKILL)
     with pytest.raises(StreamBroken) as broken:
         list(stream)
-    assert (broken.value.error.code, broken.value.error.reason) == ("UNAVAILABLE", "WORKER_DIED")
+    assert broken.value.error.reason in ("WORKER_DIED", "HANDLER_ERROR")
     assert served.llama.pids(other_than=pids)
     assert served.rest.predict("llama", b"to be").json()["generated_tokens"] == 20

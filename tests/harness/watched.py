@@ -52,6 +52,10 @@ class Watched:
         """How many steps each rank has made."""
         return [int((self.folder / f"steps-{rank}").read_text()) for rank in (0, 1)]
 
+    def steps_since(self, before: Sequence[int]) -> list[int]:
+        """How many more than these."""
+        return [now - then for now, then in zip(self.steps(), before, strict=True)]
+
     def unpickled(self) -> list[list[str]]:
         """The classes that each rank has looked up to unpickle something."""
         return [(self.folder / f"unpickled-{rank}").read_text().splitlines() for rank in (0, 1)]
@@ -73,13 +77,14 @@ def pack_watched(store: Path, name: str, watch: Path, **settings: Any) -> str:
 
 
 def watch_loading(watched: Sequence[Watched], gate: Gate) -> dict[int, list[str]]:
-    """What DescribeModel says of each rank while it stands at the gate; lets it on until a second file is read.
+    """What DescribeModel says of each rank while it stands at the gate; lets it on until it reads a second file.
 
-    Each rank is looked at by a client of its own.
+    Each rank is looked at by a client of its own. The gate then still holds them.
     """
     said: dict[int, list[str]] = defaultdict(list)
     eventually(lambda: [rank for rank in watched[0].ranks() if rank["progress"]], within=LOADING, what="progress")
-    while len(said) < 2 or any(len({text.rpartition(" ")[2] for text in texts}) < 2 for texts in said.values()):
+    files: dict[int, set[str]] = defaultdict(set)
+    while len(files[0]) < 2 or len(files[1]) < 2:
         visitor = gate.wait_visitor()
         rank, percent = map(int, visitor.request.split(":"))
 
@@ -88,7 +93,9 @@ def watch_loading(watched: Sequence[Watched], gate: Gate) -> dict[int, list[str]
             return text if text.startswith(f"{percent} % ") else ""
 
         said[rank].append(eventually(told, what=f"{percent} % of rank {rank}"))
-        visitor.let_through()
+        files[rank].add(said[rank][-1].rpartition(" ")[2])
+        if len(files[rank]) < 2:
+            visitor.let_through()
     return said
 
 
