@@ -229,6 +229,38 @@ def test_a_leader_that_failed_alone_answers_its_clients_and_leaves(grouped) -> N
     assert group.followers[0].end()[0] == PROTOCOL_FAILURE
 
 
+# Rank 1 holds the lock as long as it lives; the leader of a collective would hear of its end at that moment.
+COLLECTIVE = """
+import fcntl
+
+def prepare(self, context):
+    self.lock = open("lock", "w")
+    if self.rank:
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+
+def answer(self, texts, context):
+    if texts != ["die"]:
+        return texts
+    if self.rank:
+        os._exit(3)
+    fcntl.flock(self.lock, fcntl.LOCK_EX)
+    raise RuntimeError("connection closed by peer")
+"""
+
+
+def test_nobody_is_told_what_a_handler_makes_of_the_death_of_another_rank(grouped) -> None:
+    """The daemon says which rank died; the leader's error only follows from that."""
+    group = grouped(NOTES + COLLECTIVE)
+    assert group.leader.ask(b"fine").body == b"fine"
+    group.leader.send_batch(b"die")
+    assert group.followers[0].end()[0] == 3
+    status, _, told = group.leader.end()
+    assert status == PROTOCOL_FAILURE
+    assert "rank 1 of its group has gone" in told
+    with pytest.raises(EOFError):
+        group.leader.until(Reply, Failure)
+
+
 DEVICES = """
 import types
 

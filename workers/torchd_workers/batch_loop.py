@@ -52,6 +52,8 @@ class BatchLoop:
             values = checked_list(output, len(running))
             answers = list(map(self._answers.of_value, running, values, processors))
         except BaseException as error:  # user code may raise anything; its clients get an answer all the same
+            if raised and self._group is not None:
+                self._group.raised()
             answers = self._answers.of_errors(running, error)
         self._channel.finish(running)
         time = self._answers.prediction_time(perf_counter() - started, ids)

@@ -14,6 +14,9 @@ from torchd_workers.context import Context
 from torchd_workers.group import PATIENCE_SECONDS, SHARE, Group, Leave
 from torchd_workers.peers import Peer
 
+# A rank that dies breaks the collective of the others, who may see that before they see its socket end.
+DEATH_SHOWS_SECONDS = 0.5
+
 _encode = JSONEncoder().encode
 _decode = JSONDecoder().decode
 _now = monotonic
@@ -35,6 +38,9 @@ class LeaderGroup(Group):
         self._changed = Condition()
         self._outcomes: dict[int, Outcome] = {}
         self._ended_well = 0
+        # The last call that the followers were told has raised.
+        self._told_raised = 0
+        self._is_broken = False
 
     def start(self) -> None:
         """Starts listening to the followers."""
@@ -67,6 +73,18 @@ class LeaderGroup(Group):
             self._send(message)
             context.agree()
 
+    def raised(self) -> None:
+        """The call has raised here; to be told before anybody is answered. Does not return where a rank has gone:
+        what the handler raised only follows from that, and the daemon says which rank it was."""
+        if not self._asked:
+            return
+        self._say_it_raised()
+        with self._changed:
+            seconds = min(self._patience, DEATH_SHOWS_SECONDS)
+            self._changed.wait_for(lambda: self._is_broken or self._all_have_spoken(), seconds)
+            while self._is_broken:  # the thread that has seen it ends this process
+                self._changed.wait()
+
     def end(self, failed: bool) -> None:
         """The call has ended. If it raised, waits until every follower is known to stand where this rank stands."""
         if failed and self._asked:
@@ -94,8 +112,20 @@ class LeaderGroup(Group):
         if late:
             self._tell_it_went_well(peer)
 
+    def lose(self, peer: Peer) -> None:
+        """See Group.lose."""
+        with self._changed:
+            self._is_broken = not self.dismissed
+            self._changed.notify_all()
+        super().lose(peer)
+
+    def _say_it_raised(self) -> None:
+        if self._told_raised < self.calls:
+            self._told_raised = self.calls
+            self._send(Outcome(self.calls, True))
+
     def _settle(self) -> None:
-        self._send(Outcome(self.calls, True))
+        self._say_it_raised()
         end = _now() + self._patience
         for peer in self._peers:
             with self._changed:
@@ -116,6 +146,9 @@ class LeaderGroup(Group):
     def _has_spoken(self, peer: Peer) -> bool:
         outcome = self._outcomes.get(peer.rank)
         return outcome is not None and outcome.number == self.calls
+
+    def _all_have_spoken(self) -> bool:
+        return all(map(self._has_spoken, self._peers))
 
     def _has_failed(self, peer: Peer) -> bool:
         outcome = self._outcomes.get(peer.rank)

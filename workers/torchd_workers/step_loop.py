@@ -93,6 +93,8 @@ class StepLoop:
             raised = False
             values = checked_list(output, len(live))
         except BaseException as error:  # user code may raise anything; its clients get an answer all the same
+            if raised and self._group is not None:
+                self._group.raised()
             self._live = []
             failures = self._answers.of_errors(requests, error)
             for request, answer in zip(requests, failures, strict=True):
