@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import IO
 
@@ -48,33 +49,53 @@ class LocalPlacement:
     ) -> LocalProcess:
         """Starts one process of a worker. `inherited`: sockets it is given, by the option that tells it which."""
         fault("worker.spawn")
-        ours, theirs = connected_sockets()
-        sockets = {"fd": [theirs], **inherited}
+        started, pipes = self._start(spec, rank, environment, inherited)
         try:
-            ours.setblocking(False)
-            process = subprocess.Popen(  # noqa: ASYNC220 - a vfork of a millisecond; only the main thread may spawn
-                [str(spec.python or sys.executable), "-P", "-m", "torchd_workers", *_arguments(spec, rank, sockets)],
-                cwd=spec.directory,
-                env={**self._environment, **_import_paths(self._environment), **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=[end.fileno() for ends in sockets.values() for end in ends],
-                start_new_session=True,
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        started = LocalProcess(process, ours)
-        try:
-            await started.read_output(partial(output, rank))
+            await started.read_output(pipes, partial(output, rank))
         except BaseException:  # nobody else knows of it yet
             started.kill()
             started.close()
+            for pipe in pipes.values():
+                pipe.close()
             raise
         return started
+
+    def _start(
+        self,
+        spec: WorkerSpec,
+        rank: int,
+        environment: Mapping[str, str],
+        inherited: Mapping[str, Sequence[socket.socket]],
+    ) -> tuple[LocalProcess, dict[str, IO[bytes]]]:
+        """The process, and what it writes to its standard output and error; leaves nothing open where it fails."""
+        with ExitStack() as theirs, ExitStack() as ours:
+            our_end, their_end = connected_sockets()
+            ours.enter_context(our_end).setblocking(False)
+            sockets = {"fd": [theirs.enter_context(their_end)], **inherited}
+            # Made here and not by Popen, which leaves open what it has where there is no descriptor for the rest.
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            theirs.callback(os.close, nothing)
+            pipes: dict[str, IO[bytes]] = {}
+            writers: dict[str, int] = {}
+            for name in ("stdout", "stderr"):
+                reader, writers[name] = os.pipe()
+                theirs.callback(os.close, writers[name])
+                pipes[name] = ours.enter_context(os.fdopen(reader, "rb", buffering=0))
+            process = subprocess.Popen(
+                [str(spec.python or sys.executable), "-P", "-m", "torchd_workers", *_arguments(spec, rank, sockets)],
+                cwd=spec.directory,
+                env={**self._environment, **_import_paths(self._environment), **environment},
+                stdin=nothing,
+                stdout=writers["stdout"],
+                stderr=writers["stderr"],
+                pass_fds=[end.fileno() for ends in sockets.values() for end in ends],
+                start_new_session=True,
+            )
+            ours.callback(process.wait)
+            ours.callback(process.kill)
+            started = LocalProcess(process, our_end)
+            ours.pop_all()
+        return started, pipes
 
 
 def connected_sockets() -> tuple[socket.socket, socket.socket]:
@@ -129,10 +150,9 @@ class LocalProcess:
         for pipe in self._pipes:
             pipe.close()
 
-    async def read_output(self, output: Callable[[str, str], None]) -> None:
-        """Drains its standard output and error from now on."""
-        for name in ("stdout", "stderr"):
-            pipe: IO[bytes] = getattr(self._process, name)
+    async def read_output(self, pipes: Mapping[str, IO[bytes]], output: Callable[[str, str], None]) -> None:
+        """Drains its standard output and error from now on; the pipes are its own then."""
+        for name, pipe in pipes.items():
             lines = partial(_Lines, name, output)
             transport, _ = await asyncio.get_running_loop().connect_read_pipe(lines, pipe)
             self._pipes.append(transport)
