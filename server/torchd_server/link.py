@@ -39,9 +39,14 @@ class Link(asyncio.Protocol):
     async def open(cls, sock: socket.socket, receiver: Receiver, limits: FrameLimits) -> Link:
         """Takes over a connected Unix socket."""
         loop = asyncio.get_running_loop()
-        writer, _ = await loop.create_unix_connection(asyncio.Protocol, sock=sock.dup())
-        writer.pause_reading()
-        _, link = await loop.create_unix_connection(lambda: cls(receiver, limits, writer), sock=sock)
+        early = _Early()
+        writer, _ = await loop.create_unix_connection(lambda: early, sock=sock.dup())
+        if not writer.is_closing():
+            writer.pause_reading()
+        link = cls(receiver, limits, writer)
+        if early.data:
+            link.data_received(bytes(early.data))
+        await loop.create_unix_connection(lambda: link, sock=sock)
         return link
 
     def send(self, message: Message) -> None:
@@ -59,6 +64,8 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: the socket is ours."""
         self._transport = transport
+        if self._broken is not None:
+            transport.close()
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes came."""
@@ -75,6 +82,19 @@ class Link(asyncio.Protocol):
         if self._broken is None and self._reader.buffered:
             self._broken = ProtocolError("the stream ended in the middle of a frame")
         self._receiver.link_lost(self._broken or (exc if isinstance(exc, OSError) else None))
+
+
+class _Early(asyncio.Protocol):
+    """Takes what is read at the writer's descriptor before that can be stopped.
+
+    A transport reads as soon as it is made, and the worker may have said hello by then.
+    """
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
 
 
 _FAILURES: dict[str, type[errors.HandlerFailed]] = {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 import pytest
+import uvloop
 from fakes import in_loop, turns, until
 
 from torchd_protos.frames import Failure, FrameLimits, LoadFailed, Message, ProtocolError, Reply, Started, encode
@@ -52,6 +54,36 @@ async def test_messages_arrive_however_they_are_cut() -> None:
     theirs.close()
     await until(lambda: receiver.ends)
     assert receiver.ends == [None]
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    "said", [[Reply(1)], [Reply(1), Reply(2, body=b"x" * 500)], [Reply(1), Started(1)], []], ids=len
+)
+def test_what_a_worker_says_before_its_link_is_open_arrives(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], said: list[Message]
+) -> None:
+    """It may be quicker than a busy daemon: its hello was lost, and it was killed for having loaded without one."""
+
+    async def hear() -> None:
+        ours, theirs = socket.socketpair()
+        theirs.send(b"".join(map(frame, said)) + frame(Reply(3))[:5])
+        receiver = RecordingReceiver()
+        link = await Link.open(ours, receiver, FrameLimits(payload=1000))
+        is_broken = any(isinstance(message, Started) for message in said)
+        if not is_broken:
+            theirs.send(frame(Reply(3))[5:])
+        heard = said[:1] if is_broken else [*said, Reply(3)]
+        await until(lambda: [bytes(reply.body) for reply in receiver.heard] == [bytes(reply.body) for reply in heard])
+        link.send(Reply(4))
+        if not is_broken:
+            assert theirs.recv(100) == frame(Reply(4))
+        theirs.close()
+        await until(lambda: receiver.ends)
+        assert [type(end) for end in receiver.ends] == [ProtocolError if is_broken else type(None)]
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(asyncio.wait_for(hear(), 20.0))
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 50, frame(Started(1)), frame(Reply(1, body=b"x" * 1001))])
