@@ -37,21 +37,16 @@ def main() -> int:
     _tell_stacks()
     channel = Channel(_inherited(int(options["--fd"])))
     group = [_inherited(fd) for fd in _numbers(options.get("--peers") or options.get("--leader", ""))]
-    # Kept here: the store ends with what serves it.
-    places = [_opened(_inherited(fd)) for fd in _numbers(options.get("--store", ""))]
-    try:
-        return Worker(channel, int(options["--incarnation"]), int(options["--rank"]), group).run()
-    finally:
-        del places
+    if "--store" in options:
+        _open_store(_inherited(int(options["--store"])))
+    return Worker(channel, int(options["--incarnation"]), int(options["--rank"]), group).run()
 
 
-def _opened(listener: socket) -> object:
+def _open_store(listener: socket) -> None:
     # Imported where it is used: most workers are alone.
     from torchd_workers.rendezvous import MeetingPlace
 
-    place = MeetingPlace(listener)
-    place.open()
-    return place
+    MeetingPlace(listener).open()
 
 
 def _leave(status: int) -> NoReturn:

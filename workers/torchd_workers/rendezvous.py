@@ -5,9 +5,9 @@ from __future__ import annotations
 import select
 import sys
 from socket import socket
-from threading import Thread
+from threading import Event, Thread
 from time import sleep
-from typing import Any
+from typing import Any, NoReturn
 
 # Between two looks whether the handler has imported torch.
 LOOK_SECONDS = 0.02
@@ -16,7 +16,7 @@ _sleep = sleep
 
 
 class MeetingPlace:
-    """A socket that the daemon has opened for the store; the store is there once somebody comes, as long as this is.
+    """A socket that the daemon has opened for the store; the store is there from the first rank to the last breath.
 
     Ranks connect to it instead of opening their own because the daemon has set TORCHELASTIC_USE_AGENT_STORE
     (https://docs.pytorch.org/docs/stable/elastic/run.html). Who does without torch.distributed never imports it.
@@ -24,7 +24,6 @@ class MeetingPlace:
 
     def __init__(self, listener: socket) -> None:
         self._listener = listener
-        self._store: object = None
 
     def open(self) -> None:
         """Waits for the first rank in a thread of its own; whoever comes meanwhile is kept waiting by the kernel."""
@@ -37,8 +36,15 @@ class MeetingPlace:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         poll.poll()
-        store = _imported_torch().distributed.TCPStore
-        self._store = store(host, port, is_master=True, wait_for_workers=False, master_listen_fd=fd)
+        make_store = _imported_torch().distributed.TCPStore
+        store = make_store(host, port, is_master=True, wait_for_workers=False, master_listen_fd=fd)
+        # It serves as long as somebody holds it, which is also while libraries leave their group at the end.
+        _hold(store)
+
+
+def _hold(store: object) -> NoReturn:
+    while True:
+        Event().wait()
 
 
 def _imported_torch() -> Any:

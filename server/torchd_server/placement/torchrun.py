@@ -1,7 +1,7 @@
 """Workers that are several processes of this machine, each with the environment that torchrun would give it.
 
 torchrun itself is not run: it starts ranks again by its own rules, and the worker is the daemon's to start again. A
-socket goes from the leader to every other rank, inherited, so that nothing of ours listens anywhere.
+socket goes from the leader to every other rank, inherited. What listens is torch.distributed's, on the loopback.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class TorchrunPlacement:
                 ours.enter_context(end)
             store = ours.enter_context(meeting_place())
             port = store.getsockname()[1]
-            leaders = {"peers": [leaders for leaders, _ in pairs], "store": [store]}
-            inherited = [leaders, *({"leader": [theirs]} for _, theirs in pairs)]
+            of_leader = {"peers": [end for end, _ in pairs], "store": [store]}
+            inherited = [of_leader, *({"leader": [end]} for _, end in pairs)]
             try:
                 for rank, own in enumerate(spec.ranks):
                     environment = {**spec.environment, **environment_of(rank, size, port), **own}
