@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT: dict[str, set[str]] = {
     "protos": set(),
     "archiver": set(),
-    "clients": {"protos"},
+    "clients": {"protos", "archiver"},
     "workers": {"protos"},
     "server": {"protos", "archiver"},
 }

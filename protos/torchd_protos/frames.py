@@ -175,7 +175,12 @@ class Progress(Message):
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Message):
-    """Worker: the model answers from now on."""
+    """Worker: the model answers from now on. `cost` names what its requests are grouped by."""
+
+    cost: str = ""
+    optimization_json: str = ""
+
+    WIRE = {"cost": (1, "string"), "optimization_json": (2, "string")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,8 +152,12 @@ class Progress(_message.Message):
     def __init__(self, percent: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Loaded(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("cost", "optimization_json")
+    COST_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZATION_JSON_FIELD_NUMBER: _ClassVar[int]
+    cost: str
+    optimization_json: str
+    def __init__(self, cost: _Optional[str] = ..., optimization_json: _Optional[str] = ...) -> None: ...
 
 class LoadFailed(_message.Message):
     __slots__ = ("kind", "message", "traceback")

@@ -80,6 +80,8 @@ class Rank:
         self.percent = 0
         self.doing = ""
         self.link: Link | None = None
+        # What its handler has said of itself.
+        self.loaded = Loaded()
         # In front of what is said of it, where there are others.
         self.prefix = f"rank {number}: " if size > 1 else ""
         self.identity = {**identity, "rank": str(number)} if size > 1 else identity
@@ -164,6 +166,7 @@ class Rank:
             case Hello():
                 self._hello(message)
             case Loaded():
+                self.loaded = message
                 self._pass(RankState.LOADING, RankState.LOADED, "loaded")
             case LoadFailed():
                 self._load_failed(message)

@@ -1,0 +1,1 @@
+"""`torchd bench`: a load generator, what it measured, and its reports."""
