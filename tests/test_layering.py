@@ -53,6 +53,7 @@ FLOORS = {
     "exposure": 3,
     "settings": 2,
     "request": 2,
+    "deadlines": 2,
     "link": 2,
     "run_directory": 2,
     "bounded_yaml": 1,

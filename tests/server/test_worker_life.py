@@ -44,6 +44,7 @@ from torchd_server.batching.policy import BatchPolicy
 from torchd_server.batching.queues import Fifo
 from torchd_server.batching.turns import EachStep, FreeRunning, Turn
 from torchd_server.batching.waits import AdaptiveWait, NoWait
+from torchd_server.deadlines import Deadlines
 from torchd_server.group import LEAVE_SECONDS
 from torchd_server.metrics import Metrics
 from torchd_server.placement.base import Exit, WorkerSpec
@@ -58,6 +59,7 @@ class Bench:
         self, *behaviours: object, size: int = 4, threads: ThreadBudget | None = None, turn: Turn | None = None
     ) -> None:
         self.clock = ManualClock()
+        self.deadlines = Deadlines(self.clock)
         self.placement = FakePlacement(*(behaviours or (loads_only,)))  # type: ignore[arg-type]
         self.policy = BatchPolicy(Fifo(), size, 100, NoWait() if turn else AdaptiveWait(0.1), self.clock, turn)
         self.threads = threads or ThreadBudget(4)
@@ -77,7 +79,8 @@ class Bench:
         return worker, self.placement.launched[-1]
 
     def put(self, body: bytes = b"hello") -> Request:
-        request = Request(call(body), len(self.requests) + 1, 20.0, self.clock, lambda _: None)
+        request = Request(call(body), len(self.requests) + 1, 20.0, self.clock, self.deadlines.forget)
+        self.deadlines.watch(request)
         self.requests.append(request)
         self.policy.put(request)
         return request
