@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 from torchd_server import errors
-from torchd_server.surfaces.rest.http1 import HttpResponse
+from torchd_server.surfaces.request_ids import new_request_id
+from torchd_server.surfaces.rest.http1 import Answer, Handle, HttpResponse, Pending
+from torchd_server.surfaces.rest.http1_answer import Whole
 from torchd_server.surfaces.rest.http1_reader import HttpRequest
 from torchd_server.surfaces.status import http_status_of, row_of
 from torchd_server.torchserve import words
@@ -29,7 +30,7 @@ NOT_ALLOWED = "Requested method is not allowed, please refer to API document."
 
 def answer(
     status: int,
-    body: bytes | AsyncIterator[bytes],
+    body: Whole | AsyncIterator[bytes],
     headers: tuple[tuple[str, str], ...] = (),
     request_id: str | None = None,
     reason: str | None = None,
@@ -37,8 +38,7 @@ def answer(
     """An answer with the common headers, which stand above a handler's own of these names."""
     if headers:
         headers = tuple(header for header in headers if header[0].lower() not in _COMMON_NAMES)
-    identity = ("x-request-id", request_id or str(uuid.uuid4()))
-    return HttpResponse(status, (*headers, identity, *COMMON_HEADERS), body, reason)
+    return HttpResponse(status, (*headers, *COMMON_HEADERS), body, reason, request_id=request_id or new_request_id())
 
 
 def document(status: int, value: Any) -> HttpResponse:
@@ -66,14 +66,19 @@ def error_answer(error: Exception, request_id: str | None = None) -> HttpRespons
     return response
 
 
-def answers_errors(
-    handle: Callable[[HttpRequest], Awaitable[HttpResponse]],
-) -> Callable[[HttpRequest], Awaitable[HttpResponse]]:
+def answering(handle: Handle) -> Handle:
     """The door of the REST surface: every error leaves as an answer."""
 
-    async def door(request: HttpRequest) -> HttpResponse:
+    def door(request: HttpRequest) -> Answer:
         try:
-            return await handle(request)
+            answer = handle(request)
+        except Exception as error:
+            return error_answer(error)
+        return answer if isinstance(answer, (HttpResponse, Pending)) else awaited(answer)
+
+    async def awaited(answer: Awaitable[HttpResponse]) -> HttpResponse:
+        try:
+            return await answer
         except Exception as error:
             return error_answer(error)
 
