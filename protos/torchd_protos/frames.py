@@ -27,6 +27,9 @@ RECEIVE_BYTES = 64 * 1024
 # As much is allocated for a payload before it has come.
 _AHEAD_BYTES = 16 * 1024 * 1024
 _DOUBLE = struct.Struct("<d")
+# User code may patch anything.
+_pack = struct.pack
+_unpack = struct.unpack
 
 Buffer = bytes | bytearray | memoryview
 Writer = Callable[[bytearray, Any], None]
@@ -336,11 +339,20 @@ class LazyHeaders(Sequence[Header]):
         for at in range(self._first, self._first + 2 * self._count, 2):
             yield Header(text[ends[at] : ends[at + 1]], text[ends[at + 1] : ends[at + 2]])
 
+    def mentions(self, text: str) -> bool:
+        """Whether it stands somewhere in them; costs less than reading them."""
+        return self._text.find(text, self._ends[self._first], self._ends[self._first + 2 * self._count]) >= 0
+
     def __eq__(self, other: object) -> bool:
         """As other sequences of headers."""
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def may_mention(headers: Sequence[Header], text: str) -> bool:
+    """Whether these headers have to be read to know whether this stands in them."""
+    return headers.mentions(text) if isinstance(headers, LazyHeaders) else bool(headers)
 
 
 @dataclass(slots=True)
@@ -695,7 +707,9 @@ class _Payload:
 
     def check_used(self, kind: int) -> None:
         if self._at != len(self._payload):
-            raise ProtocolError(f"{len(self._payload) - self._at} payload bytes of a {KINDS[kind].__name__} have no part")
+            raise ProtocolError(
+                f"{len(self._payload) - self._at} payload bytes of a {KINDS[kind].__name__} have no part"
+            )
 
 
 def _write_varint(out: bytearray, value: int) -> None:
@@ -757,7 +771,7 @@ def _string_writer(tag: bytes) -> Writer:
 def _array_writer(tag: bytes, code: str) -> Writer:
     def write(out: bytearray, values: Sequence[int]) -> None:
         if values:
-            data = struct.pack(f"<{len(values)}{code}", *values)
+            data = _pack(f"<{len(values)}{code}", *values)
             out += tag
             _write_varint(out, len(data))
             out += data
@@ -861,7 +875,7 @@ def _message_reader(cls: type[Message]) -> Reader:
 
 
 def _array_reader(size: int, code: str) -> Callable[[bytes], tuple[int, ...]]:
-    return lambda raw: struct.unpack(f"<{len(raw) // size}{code}", raw)
+    return lambda raw: _unpack(f"<{len(raw) // size}{code}", raw)
 
 
 _read_fixed64s = _array_reader(8, "Q")

@@ -320,8 +320,15 @@ def test_an_absent_field_is_empty_and_not_a_default_of_the_class(cls: type[frame
 
 
 _EMPTY = {
-    **{"uint": 0, "optional uint": None, "bool": False, "double": 0.0, "string": "", "size": b""},
-    **{"sizes": (), "fixed64s": (), "fixed32s": ()},
+    "uint": 0,
+    "optional uint": None,
+    "bool": False,
+    "double": 0.0,
+    "string": "",
+    "size": b"",
+    "sizes": (),
+    "fixed64s": (),
+    "fixed32s": (),
 }
 
 
