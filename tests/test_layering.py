@@ -61,6 +61,7 @@ FLOORS = {
     "service_manager": 1,
     "clock": 1,
     "errors": 1,
+    "request_ids": 1,
     "faults": 1,
     "logs": 1,
     "metrics": 1,

@@ -140,7 +140,7 @@ class ModelVersion:
         self._draining = False
         self._unfinished = Deadlines(machinery.clock)
         self._nothing_left = asyncio.Event()
-        metrics.queue_depth.set_function(lambda: self._policy.depth)
+        metrics.queue_depth = lambda: self._policy.depth
 
     @property
     def state(self) -> ModelState:

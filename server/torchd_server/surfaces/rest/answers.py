@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 from torchd_server import errors
-from torchd_server.surfaces.request_ids import new_request_id
+from torchd_server.request_ids import new_request_id
 from torchd_server.surfaces.rest.http1 import Answer, Handle, HttpResponse, Pending
 from torchd_server.surfaces.rest.http1_answer import Whole
 from torchd_server.surfaces.rest.http1_reader import HttpRequest

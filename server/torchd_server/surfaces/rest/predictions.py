@@ -9,8 +9,8 @@ from torchd_protos.frames import Call, Header, Part, Reply
 from torchd_server import errors
 from torchd_server.inference import Inference
 from torchd_server.request import Request
+from torchd_server.request_ids import new_request_id
 from torchd_server.surfaces.auth import Access
-from torchd_server.surfaces.request_ids import new_request_id
 from torchd_server.surfaces.rest.answers import answer, document, error_answer
 from torchd_server.surfaces.rest.bodies import BodyInvalid, BodyLimits, parts_of
 from torchd_server.surfaces.rest.deadlines import timeout_ms
