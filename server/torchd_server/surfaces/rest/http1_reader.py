@@ -412,6 +412,8 @@ class RequestReader:
         self._head = RequestHead(method, target, path, query, headers, version, keep_alive, length)
         is_special = self._upgrading or b"transfer-encoding" in framing or b"expect" in framing
         self._is_plain = keep_alive and not is_special
+        if not keep_alive:
+            self._known = b""  # what follows is for the parser, which refuses it
         self._fed = 0
         self.phase = Phase.BODY
 
