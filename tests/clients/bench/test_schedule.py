@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 
 import pytest
@@ -126,7 +127,7 @@ def test_the_gaps_of_an_open_loop_are_those_of_poisson_arrivals() -> None:
     due = []
     while (taken := schedule.take(30.0)) is not None:
         due.append(taken)
-    gaps = [after - before for before, after in zip(due, due[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(due)]
     mean = sum(gaps) / len(gaps)
     assert mean == pytest.approx(0.001, rel=0.05)
     # Of exponential gaps the deviation is the mean, and 1/e are longer than it.
