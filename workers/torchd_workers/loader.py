@@ -69,7 +69,7 @@ def load_handler(name: str, context: Context, threads: ComputeThreads, envelope:
     if not envelope:
         return handler
     context.enveloped = True
-    return Handler(_opening(envelope, handler.entry), context)
+    return Handler(_opening(envelope, handler.entry), context, handler.cost)
 
 
 def import_handler(name: str, directory: str) -> ModuleType:
@@ -114,7 +114,13 @@ def _class_handler(cls: type[Any], context: Context) -> Handler:
     # Taken after initialize, which may put another handle in its place.
     entry = service.handle
     _check_call(entry, "data", "context")
-    return Handler(entry, context)
+    return Handler(entry, context, _cost_of(service))
+
+
+def _cost_of(service: Any) -> str:
+    """What its requests are batched by; one that takes them one at a time pads nothing."""
+    cost = getattr(service, "batching_cost", "")
+    return cost if isinstance(cost, str) and getattr(service, "takes_batches", True) else ""
 
 
 def _opening(envelope: str, entry: Entry) -> Entry:
