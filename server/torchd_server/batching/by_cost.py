@@ -3,9 +3,9 @@
 Why this batch. A batch is padded to its longest input, so it takes (overhead + longest x count) units of work; what it
 is worth is what its requests would take at best: their own cost, and their share of the overhead in a full batch. The
 batch with the most worth per unit of work goes, of all runs of neighbours by cost that hold the oldest request, unless
-those that came first are worth as much. Older requests are worth more, up to twice as much, which costs little
-throughput and halves the tail. What the call costs beside its input is learnt (price.py): where it is nearly all,
-batches are filled whatever the padding.
+those that came first are worth as much. Older requests are worth more, which costs little throughput and shortens the
+tail. What the call costs beside its input is learnt (price.py): where it is nearly all, batches are filled whatever the
+padding.
 
 Why nobody starves. Every batch takes the oldest request. So one with n before it goes with batch n + 1 at the latest,
 whoever comes later. And one that has waited for `patience` seconds is passed over only by others that have: fresh
@@ -28,6 +28,8 @@ from torchd_server.batching.queues import Fifo
 from torchd_server.clock import Clock
 from torchd_server.request import Request
 
+# What the oldest request is worth more for its age. More costs throughput, nothing lets the unlucky wait longest.
+AGE_WORTH = 0.5
 # Batches larger than this are looked at in steps, lest choosing one take longer than running it.
 LOOKED_AT = 32
 
@@ -126,7 +128,7 @@ class ByCost:
         old = max(age, self._price.seconds)
 
         def worth(ranked: tuple[float, int, Request]) -> float:
-            return (share + ranked[0]) * (1 + (now - ranked[2].received_at) / old)
+            return (share + ranked[0]) * (1 + AGE_WORTH * (now - ranked[2].received_at) / old)
 
         sums = list(accumulate(map(worth, near), initial=0.0))
         best, batch = 0.0, near[:0]
