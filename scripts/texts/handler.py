@@ -27,7 +27,8 @@ class ScoresHandler(BaseHandler):
 
     def preprocess(self, data: Any) -> Any:
         """Token numbers and the mask of the padding."""
-        texts = [json.loads(bytes(row.get("data") or row["body"]))["text"] for row in data]
+        bodies = [row.get("data") or row["body"] for row in data]
+        texts = [(body if isinstance(body, dict) else json.loads(body))["text"] for body in bodies]
         encoded = self.tokenizer.encode_batch_fast(texts)
         tokens = torch.tensor([each.ids for each in encoded])
         return tokens, torch.tensor([each.attention_mask for each in encoded])

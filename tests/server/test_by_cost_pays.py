@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 from fakes import ManualClock, call
 
 from torchd_server.batching.by_cost import ByCost, CostLimits
@@ -151,3 +152,47 @@ def outcomes(
         for queue in ("fifo", "cost")
     )
     return fifo, by_cost
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_texts_of_mixed_length_get_half_as_much_again_and_no_longer_tail(workers: int, noise: float) -> None:
+    """The bar of the issue: 1.5 times the throughput at a p99 no worse."""
+    fifo, by_cost = outcomes(SENTENCES, workers=workers, noise=noise)
+    assert by_cost.throughput > 1.7 * fifo.throughput
+    assert by_cost.p99 < 0.8 * fifo.p99
+    assert by_cost.p50 < 0.7 * fifo.p50
+
+
+def test_longer_texts_gain_too() -> None:
+    fifo, by_cost = outcomes(PARAGRAPHS)
+    assert by_cost.throughput > 1.6 * fifo.throughput
+    assert by_cost.p99 < fifo.p99
+
+
+def test_lengths_that_are_hard_to_group_gain_less_and_the_tail_stays() -> None:
+    fifo, by_cost = outcomes(evenly)
+    assert by_cost.throughput > 1.35 * fifo.throughput
+    assert by_cost.p99 < 1.1 * fifo.p99
+
+
+@pytest.mark.parametrize("clients", [1, 2, 3, 4, 8, 16, 64])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_it_never_costs_throughput_however_many_clients_there_are(clients: int, workers: int) -> None:
+    for lengths in (SENTENCES, equal):
+        fifo, by_cost = outcomes(lengths, clients, workers, answers=max(400, 20 * clients))
+        assert by_cost.throughput > 0.97 * fifo.throughput
+
+
+@pytest.mark.parametrize("call_ms", [0.0, 200.0, 1500.0, 20_000.0])
+def test_what_the_call_costs_is_learnt_so_that_batches_are_as_full_as_they_should_be(call_ms: float) -> None:
+    """On a device where the call is everything, half-empty batches would cost several times the throughput."""
+    fifo, by_cost = outcomes(SENTENCES, call_ms=call_ms)
+    assert by_cost.throughput > 0.97 * fifo.throughput
+
+
+@pytest.mark.parametrize("patience", [0.0, 0.5, 2.0])
+def test_patience_that_is_over_for_everybody_still_groups(patience: float) -> None:
+    """Else an overload would halve the throughput and keep itself alive."""
+    fifo, by_cost = outcomes(SENTENCES, patience=patience)
+    assert by_cost.throughput > 1.5 * fifo.throughput
