@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import resource
 import signal
@@ -16,11 +17,10 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from torchd_protos import inference_pb2, management_pb2, pool, workflow_pb2
+from torchd_protos import management_pb2, pool, workflow_pb2
 from torchd_protos.frames import Call, FrameLimits, Load, Reply
-from torchd_protos.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
 from torchd_protos.management_pb2_grpc import add_ManagementAPIsServiceServicer_to_server
 from torchd_protos.workflow_pb2_grpc import (
     add_WorkflowInferenceServiceServicer_to_server,
@@ -46,10 +46,11 @@ from torchd_server.registry import ModelRegistry
 from torchd_server.run_directory import RunDirectory
 from torchd_server.settings import ModelSettings, ServerSettings, TorchServeMetrics
 from torchd_server.store import ModelStore
-from torchd_server.surfaces import open_inference_grpc
-from torchd_server.surfaces.access import AccessInterceptor, observed
+from torchd_server.surfaces import inference_grpc, open_inference_grpc
+from torchd_server.surfaces.access import AccessLayer, observed
 from torchd_server.surfaces.auth import Access, metrics_access
 from torchd_server.surfaces.edge import Edge
+from torchd_server.surfaces.grpc_methods import Methods
 from torchd_server.surfaces.health_grpc import HealthSurface
 from torchd_server.surfaces.inference_grpc import InferenceSurface
 from torchd_server.surfaces.management_grpc import ManagementSurface
@@ -58,7 +59,7 @@ from torchd_server.surfaces.rest.http1 import Handle, HttpServer
 from torchd_server.surfaces.rest.http1_reader import HttpLimits
 from torchd_server.surfaces.rest.router import Endpoint
 from torchd_server.surfaces.rest.routes import inference_endpoints, management_port_endpoints, metrics_endpoints, port
-from torchd_server.surfaces.stream_scope import StreamScope
+from torchd_server.surfaces.stream_scope import stream_scope
 from torchd_server.surfaces.workflows_grpc import WorkflowInferenceSurface, WorkflowManagementSurface
 from torchd_server.torchserve import metrics_config
 from torchd_server.torchserve.access_log import AccessLog
@@ -79,6 +80,8 @@ LAST_ANSWERS_SECONDS = 1.0
 FRAME_SLACK_BYTES = 1024 * 1024
 # Of this process's descriptors each REST port may use one in so many: the rest is for gRPC, workers and files.
 CONNECTION_SHARE = 6
+# The collector's, once the server has started: objects more than before, then its younger generations.
+GC_THRESHOLDS = (50_000, 20, 20)
 
 
 # Redirects that a download follows where the posture follows any.
@@ -221,7 +224,7 @@ class Daemon:
         self._access_log = AccessLog(logs.write) if settings.log_files.logs is not None else None
         self._system_metrics: asyncio.Task[None] | None = None
         self._edge = Edge(settings, run_directory, self._core.metrics, self._plugins.guard(settings))
-        inference = [inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name]
+        inference = [inference_grpc.SERVICE]
         inference += open_inference_grpc.NAMES if settings.open_inference else ()
         inference.append(workflow_pb2.DESCRIPTOR.services_by_name["WorkflowInferenceService"].full_name)
         management = [
@@ -229,16 +232,17 @@ class Daemon:
             workflow_pb2.DESCRIPTOR.services_by_name["WorkflowManagementService"].full_name,
         ]
         self._health = HealthSurface(self._core.registry, [*inference, *management])
-        self._grpc_inference = self._grpc_server("grpc_inference", inference, Access.INFERENCE)
-        self._grpc_management = self._grpc_server("grpc_management", management, Access.MANAGEMENT)
-        surface = InferenceSurface(self._core.inference, settings.sequence_headers)
-        add_InferenceAPIsServiceServicer_to_server(surface, self._grpc_inference)
-        add_ManagementAPIsServiceServicer_to_server(ManagementSurface(self._core.management), self._grpc_management)
+        to_infer = self._methods("grpc_inference", inference, Access.INFERENCE)
+        to_manage = self._methods("grpc_management", management, Access.MANAGEMENT)
+        inference_grpc.add_to_server(InferenceSurface(self._core.inference, settings.sequence_headers), to_infer)
+        add_ManagementAPIsServiceServicer_to_server(ManagementSurface(self._core.management), to_manage)
         if settings.open_inference:
-            open_inference_grpc.add_to_server(OpenInferenceSurface(self._core.open_inference), self._grpc_inference)
+            open_inference_grpc.add_to_server(OpenInferenceSurface(self._core.open_inference), to_infer)
         workflows = self._core.workflows
-        add_WorkflowInferenceServiceServicer_to_server(WorkflowInferenceSurface(workflows), self._grpc_inference)
-        add_WorkflowManagementServiceServicer_to_server(WorkflowManagementSurface(workflows), self._grpc_management)
+        add_WorkflowInferenceServiceServicer_to_server(WorkflowInferenceSurface(workflows), to_infer)
+        add_WorkflowManagementServiceServicer_to_server(WorkflowManagementSurface(workflows), to_manage)
+        self._grpc_inference = self._grpc_server(to_infer)
+        self._grpc_management = self._grpc_server(to_manage)
         self._rest = self._rest_servers()
         self._snapshots: SnapshotKeeper | None = None
         if settings.snapshots is not None:
@@ -281,6 +285,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._edge.reload)
         try:
             await self._start()
+            _settle_memory()
             ready()
             service_manager.notify(self._settings.environment, service_manager.READY)
             await stop.wait()
@@ -367,11 +372,24 @@ class Daemon:
             *(rest.drain(grace_seconds) for rest in self._rest.values()),
         )
 
-    def _grpc_server(self, name: str, services: Sequence[str], access: Access) -> grpc.aio.Server:
+    def _methods(self, name: str, services: Sequence[str], access: Access) -> Methods:
+        """What a gRPC port answers beside the services that are added to it."""
+        told = [] if self._access_log is None else [AccessLayer(self._access_log.grpc)]
+        methods = Methods([stream_scope, *told], self._edge.door(access))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, methods)
+        names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        if self._settings.posture.reflection and getattr(self._settings.listeners, name).is_loopback:
+            for module in (health_pb2, reflection_pb2):
+                pool.add(module.DESCRIPTOR)
+            pool.POOL.AddSerializedFile(open_inference_grpc.torchserves_file())
+            reflected = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME], pool=pool.POOL)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, methods)
+        return methods
+
+    def _grpc_server(self, methods: Methods) -> grpc.aio.Server:
         limits = self._settings.limits
-        told = [] if self._access_log is None else [AccessInterceptor(self._access_log.grpc)]
-        server = grpc.aio.server(
-            interceptors=[StreamScope(), *told, *self._edge.interceptors(access)],
+        return grpc.aio.server(
+            handlers=[methods],
             options=[
                 ("grpc.so_reuseport", 0),  # else a second daemon would silently share the port
                 ("grpc.max_concurrent_streams", limits.streams_per_connection),
@@ -382,14 +400,6 @@ class Daemon:
                 *_connection_ages(self._settings),
             ],
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
-        if self._settings.posture.reflection and getattr(self._settings.listeners, name).is_loopback:
-            for module in (health_pb2, reflection_pb2):
-                pool.add(module.DESCRIPTOR)
-            pool.POOL.AddSerializedFile(open_inference_grpc.torchserves_file())
-            reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server, pool.POOL)
-        return server
 
     def _http_server(self, name: str, handle: Handle, body_bytes: int) -> HttpServer:
         limits = self._settings.limits
@@ -427,6 +437,16 @@ async def _unless_hurried(ending: Coroutine[Any, Any, None], at_once: asyncio.Ev
     await asyncio.wait(tasks)
     if not tasks[0].cancelled() and (error := tasks[0].exception()) is not None:
         logger.error("stopping went wrong and goes on", exc_info=error)
+
+
+def _settle_memory() -> None:
+    """What there is by now stays: the collector need not walk through it for each few hundred requests.
+
+    A request leaves no cycles behind, so it may come seldom.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def _descriptors() -> int:

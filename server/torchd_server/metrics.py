@@ -1,14 +1,28 @@
-"""The numbers the daemon keeps of itself, in Prometheus' form. Labels are registered models and fixed words only."""
+"""The numbers the daemon keeps of itself, and their page. Labels are registered models and fixed words only.
+
+A request adds to plain integers; prometheus_client, whose series have a lock each, sees them when a page is asked for.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Iterator
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import Counter as PrometheusCounter
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.core import (
+    Metric as Family,
+)
 from prometheus_client.registry import Collector
 
 from torchd_protos.frames import Metric
@@ -20,6 +34,10 @@ WORKER_STATES = ("starting", "loading", "ready", "draining", "back_off")
 
 class Sink(Protocol):
     """Who else hears of the facts: TorchServe's metrics. Times in seconds."""
+
+    @property
+    def hears_requests(self) -> bool:
+        """Whether anybody will read what it is told of requests and batches; if not, it need not be told."""
 
     def requested(self, model: str, version: str) -> None:
         """A request came in; `version` is the one its caller named."""
@@ -48,6 +66,8 @@ class Sink(Protocol):
 
 class NoSink:
     """Nobody else listens."""
+
+    hears_requests = False
 
     def requested(self, model: str, version: str) -> None:
         """Nothing."""
@@ -88,34 +108,12 @@ class Metrics:
         self._has_own_page = has_own_page
         self._rendering: asyncio.Task[bytes] | None = None
         self._registry = CollectorRegistry()
-        self._registry.register(_Dropped(log_records_dropped))
         self._owners: dict[tuple[str, str], ModelMetrics] = {}
-        version = ("model", "version")
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, text, version, registry=self._registry, buckets=buckets)
-
-        self._stages = {
-            "queue": histogram("torchd_queue_seconds", "Time from arrival until sent to a worker", SECONDS),
-            "batch_wait": histogram(
-                "torchd_batch_wait_seconds", "Time a batch waited for company, worker idle", SECONDS
-            ),
-            "worker": histogram("torchd_worker_seconds", "Time from sent to a worker until the last answer", SECONDS),
-            "total": histogram("torchd_request_seconds", "Time from arrival until the last answer", SECONDS),
-        }
-        self._batch_size = histogram("torchd_batch_size", "Requests in a batch", BATCH_SIZES)
-        self._outcomes = Counter(
-            "torchd_requests", "Requests by outcome", (*version, "outcome"), registry=self._registry
-        )
-        self._depth = Gauge("torchd_queue_depth", "Requests waiting", version, registry=self._registry)
-        self._workers = Gauge("torchd_workers", "Workers by state", (*version, "state"), registry=self._registry)
-        self.tls_reloads = Counter(
+        self._registry.register(_Collected(log_records_dropped, self._owners))
+        self.tls_reloads = PrometheusCounter(
             "torchd_tls_reloads", "Changed certificates, taken or refused", ("outcome",), registry=self._registry
         )
         self._tasks = Gauge("torchd_tasks", "Asyncio tasks of the daemon", registry=self._registry)
-        self._restarts = Counter(
-            "torchd_worker_failures", "Workers that died or could not load", version, registry=self._registry
-        )
 
     def of_model(self, model: str, version: str) -> ModelMetrics:
         """The metrics of one model version; the series are the newest one's, should an older one still be draining."""
@@ -159,43 +157,65 @@ class Metrics:
         return generate_latest(self._registry.restricted_registry(names))
 
 
+class Histogram:
+    """How many values lie below each of `bounds`."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """One value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...]) -> None:
+        """Puts what it holds on the page."""
+        names = [str(float(bound)) for bound in self._bounds]
+        family.add_metric(labels, list(zip([*names, "+Inf"], accumulate(self._counts), strict=True)), self._sum)
+
+
 class ModelMetrics:
-    """The metrics of one model version, its labels bound once."""
+    """The metrics of one model version."""
 
     def __init__(self, metrics: Metrics, model: str, version: str) -> None:
         self._labels = (model, version)
         self._metrics = metrics
-        stages = {name: stage.labels(model, version) for name, stage in metrics._stages.items()}
-        self.queue_seconds = stages["queue"].observe
-        self.batch_wait_seconds = stages["batch_wait"].observe
-        self._worker_seconds = stages["worker"].observe
+        self.stages = {name: Histogram(BATCH_SIZES if name == "torchd_batch_size" else SECONDS) for name in _STAGES}
+        queue, wait, worker, total, size = (stage.observe for stage in self.stages.values())
+        self.queue_seconds, self.batch_wait_seconds, self.total_seconds, self.batch_size = queue, wait, total, size
+        self._worker_seconds = worker
         self._last_step_seconds = 0.0
-        self.total_seconds = stages["total"].observe
-        self.batch_size = metrics._batch_size.labels(model, version).observe
-        self.worker_failed = metrics._restarts.labels(model, version).inc
-        self.queue_depth = metrics._depth.labels(model, version)
-        self._outcomes: dict[str, Counter] = {}
-        self._states = {state: metrics._workers.labels(model, version, state) for state in WORKER_STATES}
+        self.outcomes: Counter[str] = Counter()
+        self.states: Counter[str] = Counter()
+        self.failures = 0
+        # Asked when the page is made; whoever has the queue sets it.
+        self.queue_depth: Callable[[], int] = int
+        self._hears_requests = metrics.sink.hears_requests
 
     def outcome(self, name: str) -> None:
         """One request ended so: "ok" or the name of an error class."""
-        counter = self._outcomes.get(name)
-        if counter is None:
-            counter = self._outcomes[name] = self._metrics._outcomes.labels(*self._labels, name)
-        counter.inc()
+        self.outcomes[name] += 1
 
     def requested(self, version: str) -> None:
         """A request came in that named this version, or "" for the default one."""
-        self._metrics.sink.requested(self._labels[0], version)
+        if self._hears_requests:
+            self._metrics.sink.requested(self._labels[0], version)
 
     def answered(self, version: str, queue_seconds: float, total_seconds: float) -> None:
         """A request that named this version was answered without an error."""
-        self._metrics.sink.answered(self._labels[0], version, queue_seconds, total_seconds)
+        if self._hears_requests:
+            self._metrics.sink.answered(self._labels[0], version, queue_seconds, total_seconds)
 
     def worker_seconds(self, seconds: float) -> None:
         """A batch took so long from sent until its last answer."""
         self._worker_seconds(seconds)
         self._last_step_seconds = seconds
+
+    def worker_failed(self) -> None:
+        """A worker died or could not load."""
+        self.failures += 1
 
     def worker_loaded(self, worker: str, seconds: float) -> None:
         """A worker took so long from its start until it was ready."""
@@ -213,41 +233,56 @@ class ModelMetrics:
 
     def worker_states(self, states: list[str]) -> None:
         """The states of the workers there are now."""
-        if not self._metrics.owns(self, self._labels):
-            return
-        for state, gauge in self._states.items():
-            gauge.set(states.count(state))
+        self.states = Counter(states)
 
     def forget(self) -> None:
         """The version is gone: its series go too, so that labels stay bounded by what is registered."""
-        if not self._metrics.gives_up(self, self._labels):
-            return
-        families = (
-            *self._metrics._stages.values(),
-            self._metrics._batch_size,
-            self._metrics._restarts,
-            self._metrics._depth,
-        )
-        for family in families:
-            family.remove(*self._labels)
-        for name in self._outcomes:
-            self._metrics._outcomes.remove(*self._labels, name)
-        for state in WORKER_STATES:
-            self._metrics._workers.remove(*self._labels, state)
+        self._metrics.gives_up(self, self._labels)
 
 
-class _Dropped(Collector):
-    """Reads the number of lost log records when asked."""
+_STAGES = {
+    "torchd_queue_seconds": "Time from arrival until sent to a worker",
+    "torchd_batch_wait_seconds": "Time a batch waited for company, worker idle",
+    "torchd_worker_seconds": "Time from sent to a worker until the last answer",
+    "torchd_request_seconds": "Time from arrival until the last answer",
+    "torchd_batch_size": "Requests in a batch",
+}
 
-    def __init__(self, dropped: Callable[[], int]) -> None:
+
+class _Collected(Collector):
+    """The families whose values are kept here, put together when asked for, in any thread."""
+
+    def __init__(self, dropped: Callable[[], int], owners: Mapping[tuple[str, str], ModelMetrics]) -> None:
         self._dropped = dropped
+        self._owners = owners
 
-    def describe(self) -> Iterator[CounterMetricFamily]:
-        """By its name the registry finds it."""
-        return self.collect()
+    def describe(self) -> Iterable[Family]:
+        """By their names the registry finds them."""
+        return self._families({})
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """The one family."""
+    def collect(self) -> Iterable[Family]:
+        """Every family."""
+        return self._families(dict(self._owners))
+
+    def _families(self, owners: Mapping[tuple[str, str], ModelMetrics]) -> Iterator[Family]:
         yield CounterMetricFamily(
             "torchd_log_records_dropped", "Log records lost because the log could not be written", self._dropped()
         )
+        version = ("model", "version")
+        for name, text in _STAGES.items():
+            histogram = HistogramMetricFamily(name, text, labels=version)
+            for labels, metrics in owners.items():
+                metrics.stages[name].add_to(histogram, labels)
+            yield histogram
+        outcomes = CounterMetricFamily("torchd_requests", "Requests by outcome", labels=(*version, "outcome"))
+        depths = GaugeMetricFamily("torchd_queue_depth", "Requests waiting", labels=version)
+        workers = GaugeMetricFamily("torchd_workers", "Workers by state", labels=(*version, "state"))
+        failures = CounterMetricFamily("torchd_worker_failures", "Workers that died or could not load", labels=version)
+        for labels, metrics in owners.items():
+            for outcome, count in list(metrics.outcomes.items()):
+                outcomes.add_metric((*labels, outcome), count)
+            depths.add_metric(labels, metrics.queue_depth())
+            for state in WORKER_STATES:
+                workers.add_metric((*labels, state), metrics.states[state])
+            failures.add_metric(labels, metrics.failures)
+        yield from (outcomes, depths, workers, failures)

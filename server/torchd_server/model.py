@@ -22,6 +22,7 @@ from torchd_server.accelerators.cpu import ThreadBudget
 from torchd_server.accelerators.ledger import Account, DeviceLedger, Lease
 from torchd_server.batching import modes
 from torchd_server.clock import Clock
+from torchd_server.deadlines import Deadlines
 from torchd_server.metrics import ModelMetrics
 from torchd_server.placement.base import Placement, WorkerSpec
 from torchd_server.pool import WorkerFailure, WorkerPool
@@ -141,9 +142,9 @@ class ModelVersion:
         self._pool = WorkerPool(self._make_worker, self._account, machinery.unload_grace_seconds, self._changed)
         self._cost = ""
         self._draining = False
-        self._unfinished: set[Request] = set()
+        self._unfinished = Deadlines(machinery.clock)
         self._nothing_left = asyncio.Event()
-        metrics.queue_depth.set_function(lambda: self._policy.depth)
+        metrics.queue_depth = lambda: self._policy.depth
 
     @property
     def state(self) -> ModelState:
@@ -194,7 +195,7 @@ class ModelVersion:
             self._request_done,
             self.settings.client_timeout_ms / 1000 or math.inf,
         )
-        self._unfinished.add(request)
+        self._unfinished.watch(request)
         self._policy.put(request)
         return request
 
@@ -260,13 +261,14 @@ class ModelVersion:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_seconds):
                     await self._nothing_left.wait()
-        for request in list(self._unfinished):
+        for request in self._unfinished:
             request.finish(errors.Draining(f"model '{self.name}'"))
 
     async def stop(self, grace_seconds: float) -> None:
         """Ends its workers; call `drain` first."""
         self._draining = True
         await self._pool.stop(grace_seconds)
+        self._unfinished.close()
         self._metrics.forget()
 
     def describe(self, is_default: bool) -> VersionStatus:
@@ -388,7 +390,7 @@ class ModelVersion:
             request.finish(error)
 
     def _request_done(self, request: Request) -> None:
-        self._unfinished.discard(request)
+        self._unfinished.forget(request)
         if not self._unfinished:
             self._nothing_left.set()
         self._metrics.outcome("ok" if request.error is None else type(request.error).__name__)

@@ -5,6 +5,9 @@
 
 Whoever holds the request when it is finished from outside is told by `release`: the queue forgets it, the worker sends
 Cancel. `finish` is idempotent: the first outcome stands, so a request is answered exactly once.
+
+Its deadline is watched by whoever made it (deadlines.py). Its answer is either awaited (`answer`, `replies`) or told
+of by a plain call (`when_answered`), for whom a task for each request would cost more than the request.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from torchd_protos.frames import CHUNK_OVERHEAD, Call, Reply
-from torchd_server.clock import Clock, Timer
+from torchd_server.clock import Clock
 from torchd_server.errors import Cancelled, DeadlineExceeded, DeadlineInQueue, ResponseTooLarge, TorchdError
 
 
@@ -48,8 +51,7 @@ class Request:
         "_on_done",
         "_owner",
         "_replies",
-        "_timer",
-        "_waiter",
+        "_tell",
         "call",
         "client_deadline",
         "deadline",
@@ -62,6 +64,7 @@ class Request:
         "sent_at",
         "sent_times",
         "state",
+        "step",
     )
 
     def __init__(
@@ -81,6 +84,7 @@ class Request:
         self.received_at = clock.time()
         self.sent_times = 0
         self.sent_at = 0.0
+        self.step = 0
         self.has_answer = False
         self.replied_at = 0.0
         # The client's own deadline counts for the whole answer; the model's timeout for each chunk of a streamed one,
@@ -91,17 +95,17 @@ class Request:
         self._on_done = on_done
         self._owner: Owner | None = None
         self._replies: deque[Reply] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self._timer: Timer | None = clock.call_at(self.deadline, self._expire)
+        self._tell: Callable[[Request], None] | None = None
 
     def queued(self, owner: Owner) -> None:
         """It waits, held by `owner`."""
         self._move(State.QUEUED, owner)
 
-    def sent(self, owner: Owner, now: float = 0.0) -> None:
-        """It is with a worker, held by `owner`, from `now` on."""
+    def sent(self, owner: Owner, now: float = 0.0, step: int = 0) -> None:
+        """It is with a worker, held by `owner`, from `now` on, in the worker's batch number `step`."""
         self.sent_times += 1
         self.sent_at = now
+        self.step = step
         self._move(State.SENT, owner)
 
     def _move(self, state: State, owner: Owner) -> None:
@@ -129,17 +133,16 @@ class Request:
         self.state = State.DONE
         self.error = error
         self.replied_at = self._clock.time()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        # First of all, lest whatever goes wrong below costs the client its answer; it runs after all this.
-        self._wake()
         owner, self._owner = self._owner, None
+        # First of all, lest whatever goes wrong below costs the client its answer.
         try:
-            if owner is not None:
-                owner.release(self)
+            self._wake()
         finally:
-            self._on_done(self)
+            try:
+                if owner is not None:
+                    owner.release(self)
+            finally:
+                self._on_done(self)
 
     async def answer(self, most_bytes: float = math.inf) -> list[Reply]:
         """The whole answer at once; raises the outcome's error. Leaving early cancels the request.
@@ -150,9 +153,9 @@ class Request:
         size = 0
         try:
             while True:
-                while self._replies:
-                    taken.append(self._take())
-                    size += len(taken[-1].body)
+                while (reply := self.take()) is not None:
+                    taken.append(reply)
+                    size += len(reply.body)
                 if size > most_bytes:
                     error = ResponseTooLarge(
                         f"the answer's chunks have more than {most_bytes} bytes together; stream it"
@@ -171,8 +174,8 @@ class Request:
         """The answer piece by piece, as it comes; raises the outcome's error. Leaving early cancels the request."""
         try:
             while True:
-                while self._replies:
-                    yield self._take()
+                while (reply := self.take()) is not None:
+                    yield reply
                 if self.state is State.DONE:
                     if self.error is not None:
                         raise self.error
@@ -186,31 +189,43 @@ class Request:
         if self.state is not State.DONE:
             self.finish(Cancelled("the client has gone"))
 
-    def _take(self) -> Reply:
+    def when_answered(self, tell: Callable[[Request], None]) -> None:
+        """Has `tell` called once there is something to `take`, or the outcome: once, and now if there is already."""
+        if self._replies or self.state is State.DONE:
+            tell(self)
+        else:
+            self._tell = tell
+
+    def take(self) -> Reply | None:
+        """The next piece of the answer that has come; its last one has `more` false."""
+        if not self._replies:
+            return None
         reply = self._replies.popleft()
         if reply.more and self._owner is not None:
             self._owner.credit(self, len(reply.body) + CHUNK_OVERHEAD)
         return reply
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wake(request: Request) -> None:
+            if not news.done():
+                news.set_result(None)
+
+        self._tell = wake
+        await news
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell(self)
 
     def _extend_deadline(self) -> None:
         self.deadline = min(self.client_deadline, self._clock.time() + self.response_timeout)
 
-    def _expire(self) -> None:
-        if self._clock.time() < self.deadline:  # a streamed answer has moved it
-            self._timer = self._clock.call_at(self.deadline, self._expire)
-            return
-        waited = self._clock.time() - self.received_at
+    def expire(self, now: float) -> None:
+        """Its deadline has passed."""
+        waited = now - self.received_at
         if self.state is State.SENT:
             self.finish(DeadlineExceeded(f"the deadline passed after {waited:.3f} s, while the model was running"))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from torchd_protos.frames import CHUNK_OVERHEAD, Reply
+from torchd_server.deadlines import Deadlines
 from torchd_server.errors import Cancelled, DeadlineExceeded, DeadlineInQueue, HandlerFailed, TorchdError
 from torchd_server.request import Request, State
+
+_numbers = itertools.count(1)
 
 
 class RecordingOwner:
@@ -48,7 +52,13 @@ class RequestLife(RuleBasedStateMachine):
         self.response_timeout = response_timeout
         self.client_deadline = self.clock.time() + timeout_ms / 1000 if timeout_ms else float("inf")
         self.deadline = min(self.client_deadline, self.clock.time() + response_timeout)
-        self.request = Request(call(timeout_ms=timeout_ms), 7, response_timeout, self.clock, self.done.append)
+        self.deadlines = Deadlines(self.clock, least_seconds=0)
+        self.request = Request(call(timeout_ms=timeout_ms), 7, response_timeout, self.clock, self.is_done)
+        self.deadlines.watch(self.request)
+
+    def is_done(self, request: Request) -> None:
+        self.done.append(request)
+        self.deadlines.forget(request)
 
     def ends(self, outcome: type[TorchdError] | str) -> None:
         if self.outcome is not None:
@@ -131,7 +141,7 @@ class RequestLife(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.request.cancel()
-        assert self.clock.next_call is None, "a finished request holds a timer"
+        assert len(self.deadlines) == 0, "a finished request is held"
         answer = asyncio.run(_collect(self.request))
         assert [bytes(reply.body) for reply in answer] == self.sent
 
@@ -150,7 +160,10 @@ TestRequestLife = RequestLife.TestCase
 
 
 def made(clock: ManualClock, *, timeout_ms: int = 0, response_timeout: float = 10.0) -> Request:
-    return Request(call(timeout_ms=timeout_ms), 1, response_timeout, clock, lambda _: None)
+    deadlines = Deadlines(clock)
+    request = Request(call(timeout_ms=timeout_ms), next(_numbers), response_timeout, clock, deadlines.forget)
+    deadlines.watch(request)
+    return request
 
 
 @pytest.mark.parametrize(("timeout_ms", "seconds"), [(0, 10.0), (2000, 2.0), (60_000, 10.0), (1, 0.001)])
@@ -266,3 +279,33 @@ async def test_the_chunks_before_an_error_arrive_before_it() -> None:
     assert (await anext(replies)).body == b"a"
     with pytest.raises(HandlerFailed, match="no"):
         await anext(replies)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_who_does_not_await_is_told_once_of_the_first_piece(is_stream: bool) -> None:
+    request = made(ManualClock())
+    request.sent(RecordingOwner())
+    told: list[Reply | None] = []
+    request.when_answered(lambda answered: told.append(answered.take()))
+    first = Reply(1, body=b"a", more=is_stream)
+    request.reply(first)
+    request.reply(Reply(1, body=b"b"))
+    assert told == [first]
+
+
+def test_who_asks_late_is_told_at_once() -> None:
+    request = made(ManualClock())
+    request.cancel()
+    told: list[Request] = []
+    request.when_answered(told.append)
+    assert told == [request]
+
+
+def test_a_listener_that_fails_costs_neither_owner_nor_list_their_news() -> None:
+    owner, done = RecordingOwner(), []
+    request = Request(call(), 1, 10.0, ManualClock(), done.append)
+    request.sent(owner)
+    request.when_answered(lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        request.reply(Reply(1, body=b"a"))
+    assert (owner.released, done) == ([request], [request])

@@ -12,9 +12,10 @@ import pytest
 from fakes import in_loop, until
 
 from torchd_server import errors
-from torchd_server.surfaces.access import AccessInterceptor
+from torchd_server.surfaces.access import AccessLayer
+from torchd_server.surfaces.grpc_methods import Methods
 from torchd_server.surfaces.status import abort
-from torchd_server.surfaces.stream_scope import StreamScope
+from torchd_server.surfaces.stream_scope import stream_scope
 
 METHOD = "/some.Service/Method"
 PATIENCE = 20.0
@@ -26,9 +27,10 @@ Told = list[tuple[str, str, int]]
 @asynccontextmanager
 async def served(handler: Any, told: Told) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a server of this one method, in front of which stands what stands in front of the daemon's."""
-    access = AccessInterceptor(lambda peer, method, code, seconds: told.append((peer.partition(":")[0], method, code)))
-    server = grpc.aio.server(interceptors=[StreamScope(), access])
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("some.Service", {"Method": handler}),))
+    access = AccessLayer(lambda peer, method, code, seconds: told.append((peer.partition(":")[0], method, code)))
+    methods = Methods([stream_scope, access])
+    methods.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("some.Service", {"Method": handler}),))
+    server = grpc.aio.server(handlers=[methods])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -94,14 +96,9 @@ async def test_messages_and_the_error_behind_them_arrive(is_stream: bool) -> Non
     assert told == [("ipv4", METHOD, grpc.StatusCode.INVALID_ARGUMENT.value[0])]
 
 
-@in_loop
-async def test_one_answer_needs_no_scope() -> None:
+def test_one_answer_needs_no_scope() -> None:
     async def echo(request: bytes, context: Any) -> bytes:
         return request
 
     handler = grpc.unary_unary_rpc_method_handler(echo)
-
-    async def found(details: Any) -> Any:
-        return handler
-
-    assert await StreamScope().intercept_service(found, None) is handler  # type: ignore[arg-type]
+    assert stream_scope(METHOD, handler) is handler

@@ -24,14 +24,13 @@ from torchd_protos.frames import Call, Cancel, Failure, FrameReader, Message, Re
 from torchd_protos.inference_pb2 import PredictionsRequest
 from torchd_protos.inference_pb2_grpc import (
     InferenceAPIsServiceStub,
-    add_InferenceAPIsServiceServicer_to_server,
 )
 from torchd_server import errors
 from torchd_server.daemon import Core
 from torchd_server.link import error_of
 from torchd_server.management import RegisterModel
 from torchd_server.settings import ServerSettings
-from torchd_server.surfaces.inference_grpc import InferenceSurface
+from torchd_server.surfaces.inference_grpc import InferenceSurface, add_to_server
 
 HANDLER = """
 def handle(data, context):
@@ -120,7 +119,7 @@ async def serve_surface(fd: int) -> None:
     wire = await Wire.over(socket.socket(fileno=fd))
     proxy = InferenceElsewhere(wire)
     server = grpc.aio.server()
-    add_InferenceAPIsServiceServicer_to_server(InferenceSurface(proxy), server)  # type: ignore[arg-type]
+    add_to_server(InferenceSurface(proxy), server)  # type: ignore[arg-type]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(port, flush=True)

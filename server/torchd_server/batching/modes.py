@@ -58,7 +58,7 @@ def resize(policy: Policy, settings: ModelSettings) -> None:
 
 
 def _wait(settings: ModelSettings) -> Callable[[], BatchWait]:
-    if _turn(settings).joins:
+    if _turn(settings).joins or settings.batch_size == 1:
         return NoWait
     return lambda: WAITS[settings.batch_wait](settings.max_batch_delay_ms / 1000)
 

@@ -37,6 +37,7 @@ class BatchPolicy:
         self._running = 0
         self._collecting_since: float | None = None
         self._timer: Timer | None = None
+        self._rings_at = 0.0
 
     @property
     def depth(self) -> int:
@@ -134,22 +135,32 @@ class BatchPolicy:
         return self._queue.take_all()
 
     def _dispatch(self) -> None:
-        """Sends every batch that can go now; sets the timer for the one that cannot yet."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while self._idle and len(self._queue):
+        """Sends every batch that can go now; sees to it that the one that cannot yet goes in time."""
+        while self._idle and (queued := len(self._queue)):
             now = self._clock.time()
             if self._collecting_since is None:
                 self._collecting_since = now
                 self._wait.opened(now)
-            if len(self._queue) < self._size:
-                goes_at = self._wait.until(self._queue.oldest().received_at, len(self._queue), self._running)
+            if queued < self._size:
+                goes_at = self._wait.until(self._queue.oldest().received_at, queued, self._running)
                 if goes_at > now:
-                    self._timer = self._clock.call_at(goes_at, self._dispatch)
+                    self._look_again(goes_at)
                     return
             self._send(now - self._collecting_since)
         self._collecting_since = None
+
+    def _look_again(self, when: float) -> None:
+        """Nearly every request that comes puts it off: a timer that rings too early costs less than a new one each."""
+        if self._timer is not None:
+            if self._rings_at <= when:
+                return
+            self._timer.cancel()
+        self._rings_at = when
+        self._timer = self._clock.call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._dispatch()
 
     def _send(self, waited_seconds: float) -> None:
         taker = self._idle.popleft()

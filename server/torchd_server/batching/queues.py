@@ -59,6 +59,10 @@ class Fifo:
 
     def take(self, most: int) -> list[Request]:
         """The first ones."""
+        if most >= len(self._waiting):
+            taken = list(self._waiting.values())
+            self._waiting.clear()
+            return taken
         numbers = [number for number, _ in zip(self._waiting, range(most), strict=False)]
         return [self._waiting.pop(number) for number in numbers]
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from torchd_server.surfaces.grpc_methods import Handler
 from torchd_server.surfaces.rest.http1 import Handle, HttpResponse
 from torchd_server.surfaces.rest.http1_reader import HttpRequest
 
@@ -33,22 +34,14 @@ def observed(handle: Handle, answered: HttpAnswered) -> Handle:
     return call
 
 
-class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Tells of every call when it has ended."""
+class AccessLayer:
+    """Tells of every gRPC call when it has ended."""
 
     def __init__(self, answered: GrpcAnswered) -> None:
         self._answered = answered
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
+    def __call__(self, method: str, handler: Handler) -> Handler:
         """The method's handler, with the telling around it."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method = str(handler_call_details.method)
         kinds = (
             (handler.unary_unary, grpc.unary_unary_rpc_method_handler, self._one),
             (handler.unary_stream, grpc.unary_stream_rpc_method_handler, self._many),

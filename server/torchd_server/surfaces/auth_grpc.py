@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 
 from torchd_server import errors
 from torchd_server.surfaces.auth import Access, Guard
+from torchd_server.surfaces.grpc_methods import Handler
 from torchd_server.surfaces.status import abort
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 
-
-class TokenInterceptor(grpc.aio.ServerInterceptor):
+class TokenDoor:
     """Asks before a method is looked up, so that a stranger does not even learn which there are."""
 
     def __init__(self, guard: Guard, access: Access, open_services: frozenset[str]) -> None:
@@ -23,16 +21,17 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         self._access = access
         self._open_services = open_services
 
-    async def intercept_service(self, continuation: Continuation, details: grpc.HandlerCallDetails) -> Handler | None:
-        """The method's own handler, or one that only refuses."""
+    def __call__(self, details: grpc.HandlerCallDetails) -> Handler | None:
+        """None, or a handler that only refuses."""
         service = details.method.rpartition("/")[0].removeprefix("/")
-        if service not in self._open_services:
-            shown = [str(value) for name, value in details.invocation_metadata or () if name == "authorization"]
-            try:
-                self._guard.check(self._access, shown)
-            except errors.TorchdError as error:
-                return _refuses(error)
-        return await continuation(details)
+        if service in self._open_services:
+            return None
+        shown = [str(value) for name, value in details.invocation_metadata or () if name == "authorization"]
+        try:
+            self._guard.check(self._access, shown)
+        except errors.TorchdError as error:
+            return _refuses(error)
+        return None
 
 
 def _refuses(error: errors.TorchdError) -> Handler:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from torchd_server.metrics import Metrics
 from torchd_server.run_directory import RunDirectory
 from torchd_server.settings import API_NAMES, Address, ServerSettings, SettingInvalid
 from torchd_server.surfaces.auth import Access, Guard, OpenDoor, TokenGuard
-from torchd_server.surfaces.auth_grpc import TokenInterceptor
+from torchd_server.surfaces.auth_grpc import TokenDoor
 from torchd_server.surfaces.rest import unix_socket
 from torchd_server.surfaces.rest.gate import Gate, only_https
 from torchd_server.surfaces.rest.http1 import Handle, HttpServer
@@ -41,7 +41,7 @@ class AddressInUse(RuntimeError):
 
 
 class Edge:
-    """Made before the servers, which ask it for guard, gate and interceptors; it binds them; `close` undoes `open`."""
+    """Made before the servers, which ask it for guard, gate and door; it binds them; `close` undoes `open`."""
 
     def __init__(
         self, settings: ServerSettings, run_directory: RunDirectory, metrics: Metrics, guard: Guard | None = None
@@ -94,10 +94,9 @@ class Edge:
         checks_host = is_secure and address.is_loopback and address.unix is None
         return Gate(handle, self._settings.cors, checks_host=checks_host, checks_origin=is_secure)
 
-    def interceptors(self, access: Access) -> Sequence[grpc.aio.ServerInterceptor]:
-        """What stands in front of a gRPC port's methods."""
-        is_open = isinstance(self.guard, OpenDoor)
-        return [] if is_open else [TokenInterceptor(self.guard, access, OPEN_SERVICES)]
+    def door(self, access: Access) -> TokenDoor | None:
+        """Who is asked about each call of a gRPC port; nobody where everybody may come in."""
+        return None if isinstance(self.guard, OpenDoor) else TokenDoor(self.guard, access, OPEN_SERVICES)
 
     # Binding.
 

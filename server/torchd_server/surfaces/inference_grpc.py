@@ -1,58 +1,86 @@
-"""InferenceAPIsService over gRPC: PredictionsRequest to Call, Reply to PredictionResponse."""
+"""InferenceAPIsService over gRPC: PredictionsRequest to Call, Reply to PredictionResponse.
+
+Predictions, the method everything is measured by, is served from the bytes of its message (prediction_wire.py).
+"""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
 
 from torchd_protos.frames import Call, Header, Part
-from torchd_protos.inference_pb2 import PredictionResponse, PredictionsRequest, TorchServeHealthResponse
-from torchd_protos.inference_pb2_grpc import InferenceAPIsServiceServicer
+from torchd_protos.inference_pb2 import DESCRIPTOR, PredictionResponse, PredictionsRequest, TorchServeHealthResponse
+from torchd_server.errors import BadRequest
 from torchd_server.inference import Inference
+from torchd_server.request_ids import new_request_id
 from torchd_server.settings import SequenceHeaders
+from torchd_server.surfaces import prediction_wire
+from torchd_server.surfaces.grpc_methods import Methods
+from torchd_server.surfaces.prediction_wire import Asked
 from torchd_server.surfaces.sequence_stream import SequenceCall, SequenceStream
 from torchd_server.surfaces.status import abort
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 # Metadata that gRPC itself adds, and the token, which is the guard's alone; everything else reaches the handler.
 _GRPC_METADATA = ("grpc-", "user-agent", "authorization")
+SERVICE = DESCRIPTOR.services_by_name["InferenceAPIsService"].full_name
 DEFAULT_NAMES = SequenceHeaders()
 
 
-class InferenceSurface(InferenceAPIsServiceServicer):
+def add_to_server(surface: InferenceSurface, server: grpc.aio.Server | Methods) -> None:
+    """Serves it."""
+    asked, answered = PredictionsRequest.FromString, PredictionResponse.SerializeToString
+    handlers = {
+        "Ping": grpc.unary_unary_rpc_method_handler(
+            surface.ping, Empty.FromString, TorchServeHealthResponse.SerializeToString
+        ),
+        "Predictions": grpc.unary_unary_rpc_method_handler(surface.predictions()),
+        "StreamPredictions": grpc.unary_stream_rpc_method_handler(surface.stream_predictions, asked, answered),
+        "StreamPredictions2": grpc.stream_stream_rpc_method_handler(surface.stream_predictions_2, asked, answered),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+class InferenceSurface:
     """Translates; `Inference` decides. `names` are the headers that say which sequence a request belongs to."""
 
     def __init__(self, inference: Inference, names: SequenceHeaders = DEFAULT_NAMES) -> None:
         self._inference = inference
         self._names = names
 
-    async def Ping(self, request: Empty, context: Context) -> TorchServeHealthResponse:
+    async def ping(self, request: Empty, context: Context) -> TorchServeHealthResponse:
         """Health, always with status OK as TorchServe answers it."""
         health = "Healthy" if self._inference.is_healthy() else "Unhealthy"
         return TorchServeHealthResponse(health=f'{{\n  "status": "{health}"\n}}')
 
-    async def Predictions(self, request: PredictionsRequest, context: Context) -> PredictionResponse:
-        """One answer."""
-        try:
-            reply = await self._inference.predict(self._call(request, context))
-        except Exception as error:
-            await abort(context, error)
-            raise
-        sequence = request.sequence_id if request.HasField("sequence_id") else None
-        return PredictionResponse(prediction=bytes(reply.body), sequence_id=sequence)
+    def predictions(self) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        """Predictions, from message to message: a plain function, for gRPC looks at each call what it is."""
+        predict, call_of = self._inference.predict, self._call
 
-    async def StreamPredictions(
+        async def predictions(message: bytes, context: Context) -> bytes:
+            try:
+                asked = _asked(message)
+                reply = await predict(call_of(asked, context))
+            except Exception as error:
+                await abort(context, error)
+                raise
+            return prediction_wire.answer(reply.body, asked.sequence)
+
+        return predictions
+
+    async def stream_predictions(
         self, request: PredictionsRequest, context: Context
     ) -> AsyncIterator[PredictionResponse]:
         """One message per chunk."""
         try:
-            replies = self._inference.stream(self._call(request, context))
+            replies = self._inference.stream(self._call(prediction_wire.asked_in(request), context))
             try:
                 async for reply in replies:
                     yield PredictionResponse(prediction=bytes(reply.body))
@@ -61,7 +89,7 @@ class InferenceSurface(InferenceAPIsServiceServicer):
         except Exception as error:
             await abort(context, error)
 
-    async def StreamPredictions2(
+    async def stream_predictions_2(
         self, request_iterator: AsyncIterator[PredictionsRequest], context: Context
     ) -> AsyncIterator[PredictionResponse]:
         """Answers in the order of the requests; an error of one of them is its answer."""
@@ -81,7 +109,7 @@ class InferenceSurface(InferenceAPIsServiceServicer):
         names = self._names
         own = ""
         async for request in requests:
-            call = self._call(request, context)
+            call = self._call(prediction_wire.asked_in(request), context)
             if request.sequence_id:
                 yield SequenceCall(call, request.sequence_id, is_own=False)
                 continue
@@ -91,24 +119,32 @@ class InferenceSurface(InferenceAPIsServiceServicer):
                 headers.append(Header(names.start, "true"))
             yield SequenceCall(replace(call, headers=[*headers, Header(names.id, own)]), own, is_own=True)
 
-    def _call(self, request: PredictionsRequest, context: Context) -> Call:
+    def _call(self, asked: Asked, context: Context) -> Call:
         names = self._names
         remaining = context.time_remaining()
         headers = [
             Header(name, value)
             for name, value in context.invocation_metadata() or ()
-            if isinstance(value, str) and not name.startswith(_GRPC_METADATA)
+            if not name.startswith(_GRPC_METADATA) and isinstance(value, str)
         ]
-        if request.sequence_id:
-            headers.append(Header(names.id, request.sequence_id))
+        if asked.sequence:
+            headers.append(Header(names.id, asked.sequence))
         # TorchServe's clients say where a sequence starts and ends by entries of the input.
-        flags = [name for name in (names.start, names.end) if name in request.input]
-        headers += [Header(name, request.input[name].decode("utf-8", "replace")) for name in flags]
+        for name in (names.start, names.end):
+            if name in asked.input:
+                headers.append(Header(name, str(asked.input.pop(name), "utf-8", "replace")))
         return Call(
-            model=request.model_name,
-            version=request.model_version,
-            request_id=str(uuid.uuid4()),
+            model=asked.model,
+            version=asked.version,
+            request_id=new_request_id(),
             headers=headers,
-            parts=[Part(name, "", value) for name, value in request.input.items() if name not in flags],
+            parts=[Part(name, "", value) for name, value in asked.input.items()],
             timeout_ms=0 if remaining is None else max(1, int(remaining * 1000)),
         )
+
+
+def _asked(message: bytes) -> Asked:
+    try:
+        return prediction_wire.asked_of(message)
+    except DecodeError as error:
+        raise BadRequest(f"the message is no PredictionsRequest: {error}") from error

@@ -19,6 +19,7 @@ from torchd_protos.frames import Header
 from torchd_server import errors
 from torchd_server.open_inference import Answer, OpenInference, ServerMetadata
 from torchd_server.request import Request
+from torchd_server.surfaces.grpc_methods import Methods
 from torchd_server.surfaces.status import abort, grpc_status_of
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ _FIELDS = {
 _GRPC_METADATA = ("grpc-", "user-agent")
 
 
-def add_to_server(surface: OpenInferenceSurface, server: grpc.aio.Server) -> None:
+def add_to_server(surface: OpenInferenceSurface, server: grpc.aio.Server | Methods) -> None:
     """Serves it under both names; the messages are the same on the wire."""
     handlers = {}
     for method in SERVICE.methods:

@@ -1,44 +1,38 @@
-"""Keeps a gRPC method's generator within the life of its call."""
+"""Keeps a gRPC method's generator within the life of its call. It is the outermost layer of a method."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from inspect import isasyncgenfunction
 from typing import Any, TypeAlias
 
 import grpc
 
+from torchd_server.surfaces.grpc_methods import Handler
+
 logger = logging.getLogger(__name__)
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
-class StreamScope(grpc.aio.ServerInterceptor):
-    """Goes through a method's generator itself, and closes it before the call is over. Stands in front of all others.
+def stream_scope(method: str, handler: Handler) -> Handler:
+    """The handler; where it answers by a generator, one that goes through it and closes it before the call is over.
 
     Left to gRPC, the generator of a client that went away during a write is closed by the event loop some time later.
     gRPC has freed the call by then: a `context.peer()` or `abort()` in a `finally` would end the whole process.
     """
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """The method's handler; one that answers by a generator writes its messages by itself."""
-        handler = await continuation(handler_call_details)
-        if handler is None or not handler.response_streaming:
-            return handler
-        behaviour, make = (
-            (handler.stream_stream, grpc.stream_stream_rpc_method_handler)
-            if handler.request_streaming
-            else (handler.unary_stream, grpc.unary_stream_rpc_method_handler)
-        )
-        if not isasyncgenfunction(behaviour):
-            return handler
-        return make(_writes(behaviour), handler.request_deserializer, handler.response_serializer)
+    if not handler.response_streaming:
+        return handler
+    behaviour, make = (
+        (handler.stream_stream, grpc.stream_stream_rpc_method_handler)
+        if handler.request_streaming
+        else (handler.unary_stream, grpc.unary_stream_rpc_method_handler)
+    )
+    if not isasyncgenfunction(behaviour):
+        return handler
+    return make(_writes(behaviour), handler.request_deserializer, handler.response_serializer)
 
 
 def _writes(behaviour: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> Any:

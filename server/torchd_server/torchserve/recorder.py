@@ -55,6 +55,7 @@ class Recorder:
         # The series that came with a model: they are counted, and go with it.
         self._owned: dict[str, set[tuple[str, tuple[str, ...]]]] = {}
         self._complained: set[tuple[str, str]] = set()
+        self.hears_requests = bool(self._families) or log is not None
 
     def _is_on_page(self, name: str) -> bool:
         return self._mode == "prometheus" or (self._mode == "legacy" and name in _LEGACY)
