@@ -37,7 +37,7 @@ ORDERS = ("arrival", "cost")
 REQUEST_SECONDS = 120.0
 TEXTS = 2000
 # A model as small as a test wants it.
-QUICK = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+QUICK: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def _compare(arguments: argparse.Namespace) -> Iterator[Comparison]:
     with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(1, mp_context=spawn) as clients:
         store = Path(scratch) / "store"
         store.mkdir()
-        sizes = QUICK if arguments.quick else {}
+        sizes: dict[str, Any] = QUICK if arguments.quick else {}
         # torch, once here, would be in the measurement's way; the texts stay with the clients.
         with ProcessPoolExecutor(1, mp_context=spawn) as once:
             once.submit(write_model, store, sizes).result()
@@ -135,7 +135,7 @@ def _compare(arguments: argparse.Namespace) -> Iterator[Comparison]:
                 daemon.stop()
 
 
-def write_model(store: Path, sizes: dict[str, int]) -> None:
+def write_model(store: Path, sizes: dict[str, Any]) -> None:
     """In a process of its own: the weights, the tokenizer and the sizes of the model."""
     import torch
     from safetensors.torch import save_model
