@@ -75,7 +75,7 @@ def load_handler(name: str, context: Context, threads: ComputeThreads, envelope:
         service, handler = _class_handler(_handler_class(module, function), context)
     if envelope:
         context.enveloped = True
-        handler = Handler(_opening(envelope, handler.entry), context)
+        handler = Handler(_opening(envelope, handler.entry), context, handler.cost)
     if optimizer is not None:
         context.optimization_json = optimizer.optimize(service, handler).to_json()
     return handler
@@ -134,7 +134,13 @@ def _class_handler(cls: type[Any], context: Context) -> tuple[Any, Handler]:
     # Taken after initialize, which may put another handle in its place.
     entry = service.handle
     _check_call(entry, "data", "context")
-    return service, Handler(entry, context)
+    return service, Handler(entry, context, _cost_of(service))
+
+
+def _cost_of(service: Any) -> str:
+    """What its requests are batched by; one that takes them one at a time pads nothing."""
+    cost = getattr(service, "batching_cost", "")
+    return cost if isinstance(cost, str) and getattr(service, "takes_batches", True) else ""
 
 
 def _opening(envelope: str, entry: Entry) -> Entry:

@@ -87,6 +87,12 @@ class BatchPolicy:
         self._busy.clear()  # what was sent ahead has another size
         self._dispatch()
 
+    def reorder(self, queue: Queue) -> None:
+        """From now on requests are taken in this queue's order, those that wait already too."""
+        queue.put_back(self._queue.take_all())
+        self._queue = queue
+        self._dispatch()
+
     def put(self, request: Request) -> None:
         """Queues a request; ask for `room` first."""
         request.queued(self)
@@ -131,6 +137,7 @@ class BatchPolicy:
     def finished(self, taker: Taker, requests: Sequence[Request], seconds: float | None) -> None:
         """`requests` no longer run; they took `seconds` if they ran to their end."""
         self._running -= len(requests)
+        self._queue.ran(requests, seconds)
         if seconds is not None:
             self._wait.ran(seconds)
             self._cost = seconds if self._cost == math.inf else self._cost + COST_WEIGHT * (seconds - self._cost)
@@ -148,7 +155,7 @@ class BatchPolicy:
 
     def waiting(self) -> list[Request]:
         """Takes every waiting request out, for the one who must answer them all."""
-        return self._queue.take(len(self._queue))
+        return self._queue.take_all()
 
     def _dispatch(self) -> None:
         """Sends every batch that can go now; sees to it that the one that cannot yet goes in time."""

@@ -34,6 +34,8 @@ class BaseHandler:
 
     # A handler that takes one request at a time says False; the requests of a batch then come one after another.
     takes_batches = True
+    # What inputs of like size are batched together by: "tokens", "pixels" or "bytes"; "" is the order of arrival.
+    batching_cost = ""
     _optimize = Optimize()
 
     def __init__(self) -> None:
