@@ -56,7 +56,7 @@ def make(name: str, folder: Path, serving: Serving | None = None) -> Path:
 
     The text models hold random weights as safetensors; weights that an earlier call has made in this folder are used.
     """
-    source = folder / f"{name}-source"
+    source = source_of(folder, name)
     source.mkdir(parents=True, exist_ok=True)
     config = source / "model-config.yaml"
     config.write_text(yaml.safe_dump((serving or Serving()).config()))
@@ -71,6 +71,11 @@ def make(name: str, folder: Path, serving: Serving | None = None) -> Path:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as once:
             once.submit(write_weights, source, weights).result()
     return pack(_request(name, folder, config, weights, model, (str(sizes),)))
+
+
+def source_of(folder: Path, name: str) -> Path:
+    """The folder that the archive NAME.mar in `folder` is packed from."""
+    return folder / f"{name}-source"
 
 
 def _request(
