@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     # Ends like an exception would: the servers are stopped on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    console, aside = Console(), Console(stderr=True)
+    # Into a file tables come whole.
+    console, aside = Console(width=None if sys.stdout.isatty() else 140), Console(stderr=True)
     outcomes: list[Outcome] = []
     machine = table.machine_facts() | {
         "date": time.strftime("%Y-%m-%d"),

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from benchmarks.answers import TOLERANCE
@@ -18,13 +19,17 @@ from benchmarks.contest import BARE, TORCHD, TORCHSERVE, TUNED, Outcome, Row
 COLUMNS = ("work", "over", "server", "requests/s", "p50 ms", "p99 ms", "CPU µs", "MiB", "x TorchServe", "of bare")
 # Flags that say how fast a CPU computes; its name often does not.
 TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "sve")
+# Where the clients use so much of their core, they were the bottleneck.
+CLIENT_BOUND = 0.95
 
 
 def cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
     """A row as text, one for each of COLUMNS."""
     name = row.server if not row.errors else f"{row.server} ({row.errors} errors: {row.first_error})"
     if row.server == BARE:
-        name = "bare model" if not row.protocol else f"bare {'httptools' if row.protocol == 'rest' else 'grpc.aio'}"
+        name = {"rest": "bare httptools", "grpc": "bare grpc.aio"}.get(row.protocol, "bare model")
+    if row.client_share >= CLIENT_BOUND:
+        name += " (or more: the clients' core was full)"
     figures = (row.p50_ms, row.p99_ms)
     return (
         row.case,
@@ -55,7 +60,7 @@ def _times(value: float) -> str:
 def table(outcome: Outcome) -> Table:
     """The table of one case for a terminal."""
     rows = outcome.rows
-    shown = Table(title=rows[0].case if rows else "")
+    shown = Table(title=rows[0].case if rows else "", box=SIMPLE_HEAD)
     for name in COLUMNS[1:]:
         shown.add_column(name, justify="left" if name in ("over", "server") else "right")
     for row in rows:
@@ -79,8 +84,8 @@ def differences(outcomes: Sequence[Outcome]) -> Iterator[str]:
         if (found := outcome.difference) is not None:
             yield (
                 f"{outcome.rows[0].case}: over {found.answers} texts the scores of {TUNED} differ from "
-                f"{TORCHSERVE}'s by {found.largest:.4f} at most, {found.largest / found.deviation:.3f} of their standard deviation "
-                f"({'within' if found.is_tolerable else 'BEYOND'} the tolerance of {TOLERANCE})."
+                f"{TORCHSERVE}'s by {found.largest:.4f} at most, {found.largest / found.deviation:.3f} of "
+                f"their standard deviation ({'within' if found.is_tolerable else 'BEYOND'} the {TOLERANCE} allowed)."
             )
 
 
