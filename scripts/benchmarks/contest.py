@@ -17,13 +17,17 @@ from benchmarks.models import make, source_of
 from benchmarks.servers import Running, on_cores
 from benchmarks.torchserve import torchserve
 from torchd_clients.bench.load import Load
-from torchd_clients.bench.measurement import Measurement
-from torchd_clients.bench.run import run_load
+from torchd_clients.bench.measurement import Measurement, Usage
+from torchd_clients.bench.run import Progress, run_load
 from torchd_clients.bench.target import Input, Protocol, Target
 from torchd_clients.bench.usage import UsageMeter
 
 TORCHD, TUNED, TORCHSERVE, BARE = "torchd", "torchd, tuned", "TorchServe", "bare"
 WARM_UP_SHARE = 0.3
+# TorchServe is warm when it has stopped getting faster: Java compiles what it runs for ten seconds and more. One round
+# is enough for the others, and for models.
+WARM_UP_ROUNDS = 12
+GETTING_FASTER = 1.03
 # What takes longer is an error: BERT-base answers 32 clients within some seconds.
 PATIENCE_SECONDS = 30.0
 Tell = Callable[[str], None]
@@ -137,23 +141,27 @@ class _Contest:
         order = list(self._running.items())
         for (name, protocol), server in order[:: -1 if turn % 2 else 1]:
             self._tell(f"{name}, {protocol}, round {turn + 1}")
-            self._rounds.setdefault((name, protocol), []).append(self._asked(server, protocol, seconds, turn))
+            self._rounds.setdefault((name, protocol), []).append(self._asked(name, server, protocol, seconds, turn))
         for name, throughput in self._loops.items():
             self._tell(f"{name}, round {turn + 1}")
             self._rounds.setdefault((name, ""), []).append(_Round(throughput(seconds)))
 
-    def _asked(self, server: Running, protocol: Protocol, seconds: float, turn: int) -> _Round:
+    def _asked(self, name: str, server: Running, protocol: Protocol, seconds: float, turn: int) -> _Round:
         case = self._case
         inputs = tuple(Input(body) for body in self._bodies)
         target = Target(protocol, server.addresses[protocol], case.model, inputs, expect=case.expect)
-        # Java compiles what it runs: the first round is preceded by one that does not count.
-        warm = seconds * (1.0 if turn == 0 else WARM_UP_SHARE)
+        load = Load(case.clients, seconds=seconds, processes=1, timeout=PATIENCE_SECONDS)
+        meters: list[UsageMeter] = []
+
+        def begun(progress: Progress) -> None:
+            if progress.phase == "measuring" and not meters:
+                meters.append(UsageMeter(server.pid))
+
         with on_cores(self._client_cores):
-            run_load(target, Load(case.clients, seconds=warm, processes=1, timeout=PATIENCE_SECONDS))
-            meter = UsageMeter(server.pid)
-            load = Load(case.clients, seconds=seconds, processes=1, timeout=PATIENCE_SECONDS)
-            measured = run_load(target, load)
-            usage = meter.read()
+            if turn == 0:
+                _warm_up(target, load, WARM_UP_ROUNDS if name == TORCHSERVE and not case.is_text else 1)
+            measured = run_load(target, replace(load, warmup_seconds=seconds * WARM_UP_SHARE), begun)
+            usage = meters[0].read() if meters else Usage()
         asked = max(1, measured.answered + measured.failed)
         return _Round(measured.throughput, measured, 1e6 * usage.cpu_seconds / asked, usage.memory_mib)
 
@@ -169,6 +177,17 @@ class _Contest:
         self._tell("comparing answers")
         path = f"/predictions/{self._case.model}"
         return compare(tuned.addresses["rest"], other.addresses["rest"], path, self._bodies)
+
+
+def _warm_up(target: Target, load: Load, rounds: int) -> None:
+    """Asks until two rounds in a row were no faster than the best before them, or for so many rounds."""
+    best, slower = 0.0, 0
+    for _ in range(rounds):
+        throughput = run_load(target, load).throughput
+        slower = 0 if throughput > best * GETTING_FASTER else slower + 1
+        best = max(best, throughput)
+        if slower == 2:
+            return
 
 
 def _row(case: str, server: str, protocol: str, rounds: Sequence[_Round]) -> Row:
