@@ -8,22 +8,26 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# What an optimisation may change, in standard deviations of the answers it is compared with.
+# What an optimisation may change, in standard deviations of all the scores it is compared with; and the share of texts
+# whose largest score must stay where it is. `optimize:` refuses a model by the same.
 TOLERANCE = 0.05
+EQUAL_TOP1 = 0.99
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The largest difference of a score, and the standard deviation of the scores that it is held against."""
+    """The largest difference of a score, the standard deviation of all scores that it is held against, and in what
+    share of the answers the same score is the largest."""
 
     largest: float
     deviation: float
+    equal_top1: float
     answers: int
 
     @property
     def is_tolerable(self) -> bool:
         """Whether it is within tolerance."""
-        return self.largest <= TOLERANCE * self.deviation
+        return self.largest <= TOLERANCE * self.deviation and self.equal_top1 >= EQUAL_TOP1
 
 
 def compare(address: str, other: str, path: str, bodies: Sequence[bytes]) -> Difference:
@@ -32,9 +36,13 @@ def compare(address: str, other: str, path: str, bodies: Sequence[bytes]) -> Dif
     largest = max(
         abs(one - two) for row, against in zip(ours, theirs, strict=True) for one, two in zip(row, against, strict=True)
     )
-    # Of each score by itself: what tells one text from another.
-    deviation = min(statistics.pstdev(column) for column in zip(*theirs, strict=True))
-    return Difference(largest, deviation, len(bodies))
+    deviation = statistics.stdev(score for row in theirs for score in row)
+    equal = sum(_top(row) == _top(against) for row, against in zip(ours, theirs, strict=True))
+    return Difference(largest, deviation, equal / len(bodies), len(bodies))
+
+
+def _top(row: Sequence[float]) -> int:
+    return max(range(len(row)), key=row.__getitem__)
 
 
 def _scores(address: str, path: str, bodies: Sequence[bytes]) -> list[list[float]]:

@@ -13,7 +13,6 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from benchmarks.answers import TOLERANCE
 from benchmarks.contest import BARE, TORCHD, TORCHSERVE, TUNED, Outcome, Row
 
 COLUMNS = ("work", "over", "server", "requests/s", "p50 ms", "p99 ms", "CPU µs", "MiB", "x TorchServe", "of bare")
@@ -82,10 +81,11 @@ def differences(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """A sentence for each case whose answers were compared."""
     for outcome in outcomes:
         if (found := outcome.difference) is not None:
+            verdict = "as is allowed" if found.is_tolerable else "MORE than is allowed"
             yield (
                 f"{outcome.rows[0].case}: over {found.answers} texts the scores of {TUNED} differ from "
-                f"{TORCHSERVE}'s by {found.largest:.4f} at most, {found.largest / found.deviation:.3f} of "
-                f"their standard deviation ({'within' if found.is_tolerable else 'BEYOND'} the {TOLERANCE} allowed)."
+                f"{TORCHSERVE}'s by {found.largest:.4f} at most, {found.largest / found.deviation:.3f} of their "
+                f"standard deviation; the same score is the largest in {found.equal_top1:.1%}; {verdict}."
             )
 
 

@@ -90,7 +90,7 @@ def test_errors_and_clients_at_their_limit_are_told() -> None:
 
 
 def test_the_page_names_date_machine_flags_and_command() -> None:
-    outcome = Outcome((row(TORCHD, 900.0),), Difference(0.001, 0.1, 256))
+    outcome = Outcome((row(TORCHD, 900.0),), Difference(0.001, 0.1, 1.0, 256))
     page = table.markdown([outcome], MACHINE)
     for said in (
         "`scripts/bench --only noop`",
@@ -100,9 +100,10 @@ def test_the_page_names_date_machine_flags_and_command() -> None:
         "| no-op | REST | torchd | 900 |",
     ):
         assert said in page
-    assert "0.010 of their standard deviation (within" in page
-    beyond = Outcome(outcome.rows, Difference(0.006, 0.1, 256))
-    assert "BEYOND" in table.markdown([beyond], MACHINE)
+    assert "0.010 of their standard deviation" in page
+    assert "as is allowed" in page
+    for beyond in (Difference(0.006, 0.1, 1.0, 256), Difference(0.001, 0.1, 0.98, 256)):
+        assert "MORE than is allowed" in table.markdown([Outcome(outcome.rows, beyond)], MACHINE)
 
 
 def test_texts_of_mixed_length_are_most_of_them_short() -> None:
@@ -118,12 +119,13 @@ def test_a_text_has_the_tokens_that_were_asked_for() -> None:
 
 
 def test_answers_are_compared_score_by_score() -> None:
-    """Held against the other's deviation, of the score that deviates least."""
-    theirs = {b"a": [0.0, 10.0], b"b": [1.0, 30.0]}
-    ours = {b"a": [0.1, 10.0], b"b": [1.0, 29.8]}
+    theirs = {b"a": [0.0, 10.0], b"b": [1.0, 5.0]}
+    ours = {b"a": [0.1, 10.0], b"b": [1.0, 0.8]}
     with serving(ours) as one, serving(theirs) as other:
         found = compare(one, other, "/predictions/bert", [b"a", b"b"])
-    assert (found.largest, found.deviation, found.answers) == (pytest.approx(0.2), 0.5, 2)
+    assert found.largest == pytest.approx(4.2)
+    assert found.deviation == statistics.stdev([0.0, 10.0, 1.0, 5.0])
+    assert (found.equal_top1, found.answers) == (0.5, 2)
     assert not found.is_tolerable
 
 

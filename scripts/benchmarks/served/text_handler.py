@@ -15,6 +15,9 @@ FIRST_WORD, START, END = 2000, 101, 102
 class TextScores(BaseHandler):
     """Takes {"text": "w12 w7 ..."}: the word wN is the token 2000 + N."""
 
+    # torchd batches texts of like length together; TorchServe does not look.
+    batching_cost = "tokens"
+
     def _load_pickled_model(self, model_dir: str, model_file: str, model_pt_path: str | None) -> Any:
         """The model with the archive's weights: torchd's base class reads safetensors, TorchServe's only pickles."""
         if hasattr(BaseHandler, "_load_weights") or model_pt_path is None:
