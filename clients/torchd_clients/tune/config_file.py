@@ -14,7 +14,6 @@ from torchd_clients.tune.space import CHOICES, ORDERED, Setting
 
 FILE = "model-config.yaml"
 _KEYS = {"threads": "workerThreads", "batch_size": "batchSize", "batch_delay": "maxBatchDelay", "device": "deviceType"}
-_OPTIMIZE = {"dtype": "dtype", "compile": "compile", "quantize": "quantize"}
 _TOP_LEVEL = re.compile(r"(['\"]?)([A-Za-z_][\w-]*)\1\s*:")
 
 
@@ -37,6 +36,8 @@ def setting_of(config: Mapping[str, Any]) -> Setting:
     if not isinstance(optimize, Mapping):
         raise ConfigInvalid(f"{FILE} of the archive has optimize: {optimize!r}; it must be a mapping")
     compiled = optimize.get("compile")
+    if isinstance(compiled, Mapping):
+        compiled = compiled.get("mode") or "default"
     return Setting(
         # A model nobody scales has one worker.
         workers=max(config.get("minWorkers") or usual.workers, 1),
@@ -63,7 +64,7 @@ def merged(config: Mapping[str, Any], default: Setting, setting: Setting) -> dic
             _put(found, _KEYS[name], value)
         else:
             optimize = dict(found.get("optimize") or {})
-            _put(optimize, _OPTIMIZE[name], value)
+            _put(optimize, name, _compile_entry(value) if name == "compile" else value)
             _put(found, "optimize", optimize)
     return found
 
@@ -84,6 +85,10 @@ def edited(text: str, wanted: Mapping[str, Any]) -> str:
     except yaml.YAMLError:
         is_right = False
     return written if is_right else yaml.safe_dump(dict(wanted), sort_keys=False)
+
+
+def _compile_entry(mode: str) -> Any:
+    return {"mode": mode} if mode not in ("", "default") else bool(mode)
 
 
 def _put(document: dict[str, Any], key: str, value: Any) -> None:

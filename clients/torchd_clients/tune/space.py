@@ -12,6 +12,12 @@ ORDERED = ("workers", "threads", "batch_size", "batch_delay")
 CHOICES = ("device", "dtype", "compile", "quantize")
 DTYPES = ("float32", "float16", "bfloat16")
 _WORDS_FOR_NONE = ("none", "own", "off")
+# What people call the types, and the usual one of the kinds of int8.
+_SYNONYMS = {
+    "dtype": {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"},
+    "compile": {"on": "default", "true": "default"},
+    "quantize": {"int8": "int8_dynamic"},
+}
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 _BATCH_DELAYS = (5, 20, 100)
 # A batch that pays on most machines without a latency that most bounds forbid.
@@ -146,12 +152,13 @@ def space_of(default: Setting, machine: Machine, given: Sequence[str] = (), allo
         "dtype": ("", *(["bfloat16"] if machine.has_bfloat16 else []), *(["float16"] if machine.gpus else [])),
         "compile": ("", "default"),
         # Only asked for by name: it can cost more accuracy than a few samples show.
-        "quantize": ("", *allowed),
+        "quantize": ("",),
     }
     if machine.gpus and device == "gpu":
         values["device"] = (default.device, "cpu")
         values["workers"] = sorted({*_powers(min(machine.cores, 4 * machine.gpus)), machine.gpus})
     values |= _read_all(given)
+    values["quantize"] = (*values["quantize"], *(_named("quantize", one) for one in allowed))
     # What the archive has by itself is always there to come back to.
     merged = {name: tuple(dict.fromkeys((getattr(default, name), *values[name]))) for name in (*ORDERED, *CHOICES)}
     return Space(default, machine, merged)
@@ -180,11 +187,16 @@ def _read(name: str, text: str) -> int | str:
         return int(text)
     if text in _WORDS_FOR_NONE:
         return ""
+    text = _named(name, text)
     if name == "dtype" and text not in DTYPES:
         raise SpaceInvalid(f"--space dtype={text}: it may be {', '.join(DTYPES)}, or own for that of the weights")
     if name == "device" and text not in ("cpu", "gpu"):
         raise SpaceInvalid(f"--space device={text}: it may be cpu or gpu")
     return text
+
+
+def _named(name: str, text: str) -> str:
+    return _SYNONYMS.get(name, {}).get(text, text)
 
 
 def as_json(setting: Setting) -> dict[str, Any]:

@@ -32,6 +32,8 @@ class State:
     # False where the default's own answers change from one time to the next.
     is_comparable: bool = True
     most_workers: int = 0
+    # Of a trial on the first rung; each next one takes twice as long.
+    shortest_seconds: float = 0.0
     # The last word, of two longer measurements of the default and of the best.
     confirmed: list[Trial] = field(default_factory=list)
 
@@ -57,6 +59,7 @@ class State:
             "asked": self.asked,
             "is_comparable": self.is_comparable,
             "most_workers": self.most_workers,
+            "shortest_seconds": self.shortest_seconds,
             "answers": [base64.b64encode(answer).decode() for answer in self.answers],
             "trials": [outcome.as_json(trial) for trial in self.trials],
             "confirmed": [outcome.as_json(trial) for trial in self.confirmed],
@@ -88,6 +91,7 @@ def open_state(folder: Path, asked: Mapping[str, Any], *, fresh: bool = False) -
             [base64.b64decode(answer) for answer in document["answers"]],
             document["is_comparable"],
             document["most_workers"],
+            document["shortest_seconds"],
             [outcome.from_json(trial) for trial in document["confirmed"]],
         )
     except (OSError, ValueError, LookupError, TypeError) as error:

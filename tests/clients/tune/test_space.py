@@ -72,8 +72,8 @@ def test_a_processor_that_only_emulates_bfloat16_is_not_asked_for_it() -> None:
 
 def test_int8_is_tried_only_where_it_is_named() -> None:
     assert space_of(Setting(), TWO_CORES).values["quantize"] == ("",)
-    assert space_of(Setting(), TWO_CORES, ["quantize=int8"]).values["quantize"] == ("", "int8")
-    assert space_of(Setting(), TWO_CORES, allowed=["int8"]).values["quantize"] == ("", "int8")
+    assert space_of(Setting(), TWO_CORES, ["quantize=int8"]).values["quantize"] == ("", "int8_dynamic")
+    assert space_of(Setting(), TWO_CORES, allowed=["int8"]).values["quantize"] == ("", "int8_dynamic")
 
 
 def test_a_machine_with_gpus_has_the_processor_and_half_precision_to_offer() -> None:

@@ -1,0 +1,58 @@
+"""What a search learns of the default before it tries anything else: its answers, its speed, what there is room for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from torchd_clients.tune.answers import difference
+from torchd_clients.tune.errors import TuneFailed
+from torchd_clients.tune.served import NotLoaded, RequestsFailed
+from torchd_clients.tune.space import CHOICES, Setting, Space
+from torchd_clients.tune.state import State
+
+# The shortest trial is as long as the default takes for so many answers, within these limits in seconds.
+_ANSWERS = 30
+_SHORTEST, _LONGEST = 2.0, 8.0
+
+
+class Server(Protocol):
+    """What `Served` can."""
+
+    def load(self, setting: Setting, *, afresh: bool = False) -> None:
+        """Has the model in this setting."""
+
+    def ask(self, at_once: int) -> list[bytes]:
+        """The answer to each input."""
+
+    def most_workers(self) -> int:
+        """How many workers there is memory for, 0 where that is not known."""
+
+
+def learn_default(
+    space: Space, state: State, server: Server, clock: Callable[[], float], trial_seconds: float = 0.0
+) -> Space:
+    """Puts what it learns into the state, unless it is there; gives the space that is left. Raises TuneFailed.
+
+    `trial_seconds` is the length of the shortest trial; 0 chooses it by the default's speed.
+    """
+    if not state.answers:
+        try:
+            server.load(space.default)
+            server.ask(1)  # the first requests of a process are slow
+            began = clock()
+            answers = server.ask(1)
+        except (NotLoaded, RequestsFailed) as error:
+            raise TuneFailed(f"the archive cannot be served as it is: {error}") from error
+        each = (clock() - began) / len(answers)
+        state.shortest_seconds = trial_seconds or min(max(_ANSWERS * each, _SHORTEST), _LONGEST)
+        # A model that draws lots gives other answers every time: no setting can be judged by them.
+        state.is_comparable = not difference(answers, server.ask(1))
+        state.most_workers = server.most_workers()
+        state.answers = answers
+        state.save()
+    space = replace(space, most_workers=state.most_workers)
+    if state.is_comparable:
+        return space
+    return replace(space, values={**space.values, **{name: (getattr(space.default, name),) for name in CHOICES}})
