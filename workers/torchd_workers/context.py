@@ -109,6 +109,8 @@ class Context:
         self.group: Group | None = None
         # Of each request whether it is cancelled and its seconds left, as the leader of the group last said it.
         self._announced: Sequence[tuple[bool, float]] | None = None
+        # What `optimize:` did to the model, as JSON; empty where nothing was asked for.
+        self.optimization_json = ""
         # Sends how far loading is; None where nobody loads.
         self.send_progress: Callable[[int, str], None] | None = None
 

@@ -158,7 +158,7 @@ class Worker:
         except BaseException as error:  # user code may raise anything, SystemExit too
             self._channel.send(load_failure_of(error, load.directory))
             return None
-        self._channel.send(Loaded())
+        self._channel.send(Loaded(optimization_json=context.optimization_json))
         return handler
 
     def _progress(self, percent: int, text: str) -> None:
