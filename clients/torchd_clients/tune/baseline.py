@@ -14,7 +14,7 @@ from torchd_clients.tune.state import State
 
 # The shortest trial is as long as the default takes for so many answers, within these limits in seconds.
 _ANSWERS = 30
-_SHORTEST, _LONGEST = 2.0, 8.0
+_SHORTEST, _LONGEST = 2.0, 4.0
 
 
 class Server(Protocol):
@@ -39,7 +39,9 @@ def learn_default(
     """
     if not state.answers:
         try:
+            began = clock()
             server.load(space.default)
+            state.load_seconds = clock() - began
             server.ask(1)  # the first requests of a process are slow
             began = clock()
             answers = server.ask(1)

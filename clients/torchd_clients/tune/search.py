@@ -13,19 +13,20 @@ from torchd_clients.tune.space import Setting, Space
 from torchd_clients.tune.state import State
 from torchd_clients.tune.trial import Examiner
 
-# Of the time that a search may take, what is kept for measuring the best and the default once more.
-_RESERVE = 0.25
+# A run takes so much longer than what counts of it.
+_WITH_WARMUP = 1.3
 CONFIRMING = 99
 """The rung of the last measurements, of the configuration as it is written."""
 _CANDIDATES = 3
+# The last measurements are so much longer than those of the highest rung.
+_LONGER = 1.25
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long all of it and the shortest trial may take, in seconds; 0 chooses the latter by the default's speed."""
+    """How long all of it may take, in seconds."""
 
     budget: float
-    trial: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Search:
         halving = Halving(self._space.seeds(), self._space.neighbours, self._rules)
         while tasks := halving.tasks():
             for task in sorted(tasks, key=_as_cheap_to_load):
-                if not self._is_time_left():
+                if not self._is_time_left(task.rung):
                     self.ended_by = f"its {self._plan.budget:.0f} s were over"
                     return self._confirm(examiner, told)
                 halving.tell(task, self._try(examiner, task, told))
@@ -121,7 +122,7 @@ class Search:
             if known.setting == setting:
                 return known
         told(f"once more, from its file: {setting}", None)
-        seconds = 1.5 * self._seconds(self._rules.rungs - 1)
+        seconds = _LONGER * self._seconds(self._rules.rungs - 1)
         trial = examiner.examine(setting, CONFIRMING, seconds, self._clients(setting), afresh=True)
         self._state.confirmed.append(trial)
         self._state.save()
@@ -137,8 +138,13 @@ class Search:
     def _seconds(self, rung: int) -> float:
         return self._state.shortest_seconds * float(2**rung)
 
-    def _is_time_left(self) -> bool:
-        return self._state.spent_seconds < self._plan.budget * (1 - _RESERVE)
+    def _is_time_left(self, rung: int) -> bool:
+        """Whether there is, for a trial on this rung and for measuring the default and the best once more."""
+        if not self._state.trials:
+            return True
+        confirming = 2 * (self._state.load_seconds + _WITH_WARMUP * _LONGER * self._seconds(self._rules.rungs - 1))
+        needed = self._state.load_seconds + _WITH_WARMUP * self._seconds(rung) + confirming
+        return self._state.spent_seconds + needed <= self._plan.budget
 
 
 def _as_cheap_to_load(task: Task[Setting]) -> tuple[object, ...]:

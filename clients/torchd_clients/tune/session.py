@@ -71,7 +71,7 @@ def run(request: Request, *, as_json: bool = False) -> None:
         print(json.dumps(document, indent=2))
         return
     out, payload = console(), payload_of([len(one.body) for one in inputs])
-    out.print(trials_table(known.trials, result, space, slo, payload))
+    out.print(trials_table([*known.trials, *known.confirmed], result, space, slo, payload))
     out.print(f"{space.machine.cores} cores, {processor(_cpuinfo())}", soft_wrap=True)
     if not known.is_comparable:
         out.print(
@@ -131,7 +131,7 @@ def _summary(result: Result, slo: Slo, known: state.State) -> dict[str, Any]:
     rivals = [trial for trial in known.trials if trial.setting == result.best.setting] + [result.best]
     lost = {
         str(trial.setting): outcome.why_lost(trial, rivals, slo)
-        for trial in outcome.longest(known.trials)
+        for trial in outcome.longest([*known.trials, *known.confirmed])
         if trial.setting != result.best.setting
     }
     return {

@@ -6,9 +6,10 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from torchd_clients.bench.target import Input
@@ -36,6 +37,12 @@ class State:
     shortest_seconds: float = 0.0
     # The last word, of two longer measurements of the default and of the best.
     confirmed: list[Trial] = field(default_factory=list)
+    # What it takes to load the default.
+    load_seconds: float = 0.0
+    # What earlier runs took, and since when this one counts.
+    earlier_seconds: float = 0.0
+    clock: Callable[[], float] = monotonic
+    opened: float = 0.0
 
     def find(self, setting: Setting, rung: int) -> Trial | None:
         """The trial of a setting on a rung; one that cannot be used is so on every rung."""
@@ -49,8 +56,8 @@ class State:
 
     @property
     def spent_seconds(self) -> float:
-        """The time all trials took."""
-        return sum(trial.took_seconds for trial in self.trials)
+        """The time the search took so far, that of interrupted runs included."""
+        return self.earlier_seconds + self.clock() - self.opened
 
     def save(self) -> None:
         """Writes the file whole or not at all."""
@@ -60,6 +67,8 @@ class State:
             "is_comparable": self.is_comparable,
             "most_workers": self.most_workers,
             "shortest_seconds": self.shortest_seconds,
+            "load_seconds": self.load_seconds,
+            "spent_seconds": self.spent_seconds,
             "answers": [base64.b64encode(answer).decode() for answer in self.answers],
             "trials": [outcome.as_json(trial) for trial in self.trials],
             "confirmed": [outcome.as_json(trial) for trial in self.confirmed],
@@ -69,11 +78,13 @@ class State:
         os.replace(unfinished, self.path)
 
 
-def open_state(folder: Path, asked: Mapping[str, Any], *, fresh: bool = False) -> State:
+def open_state(
+    folder: Path, asked: Mapping[str, Any], *, fresh: bool = False, clock: Callable[[], float] = monotonic
+) -> State:
     """The state of this search in its folder, a new one where there is none; raises TuneFailed for another search's."""
     path = folder / FILE
     if fresh or not path.exists():
-        return State(path, asked)
+        return State(path, asked, clock=clock, opened=clock())
     try:
         document = json.loads(path.read_text())
         if document["format"] != _FORMAT:
@@ -93,6 +104,10 @@ def open_state(folder: Path, asked: Mapping[str, Any], *, fresh: bool = False) -
             document["most_workers"],
             document["shortest_seconds"],
             [outcome.from_json(trial) for trial in document["confirmed"]],
+            document["load_seconds"],
+            document["spent_seconds"],
+            clock,
+            clock(),
         )
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise TuneFailed(f"{path} cannot be read ({error}); --fresh begins anew") from error

@@ -18,6 +18,8 @@ from torchd_protos.management_pb2 import ModelDescription
 _BATCHES_AT_ONCE = 2
 # Loads of one trial, each with fewer clients where the one before was over the bound.
 _LOADS = 3
+# What a worker ends with that finds, when it loads, that its optimised model answers otherwise.
+_CHECK_FAILED = "AnswersChange"
 MEBIBYTE = 2**20
 
 
@@ -61,7 +63,8 @@ class Examiner:
             self._server.load(setting, afresh=afresh)
             described = self._server.describe()
         except NotLoaded as error:
-            return replace(trial, fate=Fate.NOT_LOADED, reason=str(error))
+            fate = Fate.DIFFERS if _CHECK_FAILED in str(error) else Fate.NOT_LOADED
+            return replace(trial, fate=fate, reason=str(error))
         report = optimization_of(described)
         trial = replace(trial, optimization=report, memory_mib=_memory(described))
         if refused := refusal(setting, report):

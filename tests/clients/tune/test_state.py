@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fakes import ManualClock
 
 from torchd_clients.tune.errors import TuneFailed
 from torchd_clients.tune.outcome import Fate, Run, Trial, as_json, from_json, longest, why_lost
@@ -30,7 +31,6 @@ def test_a_search_goes_on_with_what_it_kept(tmp_path: Path) -> None:
     state.add(Trial(Setting(dtype="bfloat16"), 0, Fate.DIFFERS, "answer 1 ..."))
     again = open_state(tmp_path, {"slo": "p99 <= 100 ms"})
     assert (again.trials, again.answers) == (state.trials, state.answers)
-    assert again.spent_seconds == 2.5
     assert again.find(Setting(), 0) == trial()
     assert again.find(Setting(), 1) is None
     refused = again.find(Setting(dtype="bfloat16"), 2)
@@ -88,3 +88,14 @@ def test_each_setting_is_shown_by_its_longest_trial() -> None:
 
 def test_trials_come_back_from_json_as_they_were() -> None:
     assert from_json(as_json(trial())) == trial()
+
+
+def test_the_time_of_interrupted_runs_counts(tmp_path: Path) -> None:
+    clock = ManualClock()
+    state = open_state(tmp_path, {}, clock=clock.time)
+    clock.advance(40)
+    state.save()
+    clock.advance(1000)
+    again = open_state(tmp_path, {}, clock=clock.time)
+    clock.advance(2)
+    assert again.spent_seconds == 42
