@@ -43,7 +43,7 @@ def setting_of(config: Mapping[str, Any]) -> Setting:
         workers=max(config.get("minWorkers") or usual.workers, 1),
         threads=config.get("workerThreads") or usual.threads,
         batch_size=config.get("batchSize") or usual.batch_size,
-        batch_delay=config.get("maxBatchDelay") or usual.batch_delay,
+        batch_delay=usual.batch_delay if (delay := config.get("maxBatchDelay")) is None else delay,
         device=config.get("deviceType") or usual.device,
         dtype=optimize.get("dtype") or usual.dtype,
         compile="default" if compiled is True else str(compiled or usual.compile),
@@ -61,11 +61,11 @@ def merged(config: Mapping[str, Any], default: Setting, setting: Setting) -> dic
             # TorchServe reads both or none.
             found |= {"minWorkers": value, "maxWorkers": value}
         elif name in _KEYS:
-            _put(found, _KEYS[name], value)
+            _put(found, _KEYS[name], value or None if name in ("threads", "device") else value)
         else:
             optimize = dict(found.get("optimize") or {})
-            _put(optimize, name, _compile_entry(value) if name == "compile" else value)
-            _put(found, "optimize", optimize)
+            _put(optimize, name, _compile_entry(value) if name == "compile" else value or None)
+            _put(found, "optimize", optimize or None)
     return found
 
 
@@ -88,12 +88,12 @@ def edited(text: str, wanted: Mapping[str, Any]) -> str:
 
 
 def _compile_entry(mode: str) -> Any:
-    return {"mode": mode} if mode not in ("", "default") else bool(mode)
+    return {"mode": mode} if mode not in ("", "default") else True if mode else None
 
 
 def _put(document: dict[str, Any], key: str, value: Any) -> None:
-    """Empty values are keys that are not there: the daemon and the handler choose."""
-    if value:
+    """None is a key that is not there: the daemon and the handler choose."""
+    if value is not None:
         document[key] = value
     else:
         document.pop(key, None)

@@ -73,7 +73,7 @@ class Search:
         trial = self._state.find(setting, rung)
         if trial is None:
             # Found out already: it cannot be loaded, or computes something else, whatever the number of workers.
-            if setting.family in self._refused and setting != self._space.default:
+            if self._is_hopeless(setting):
                 return None
             told(str(setting), None)
             trial = examiner.examine(setting, rung, self._seconds(rung), self._clients(setting))
@@ -91,6 +91,15 @@ class Search:
         loads = any(one.setting.family == family and one.fate is Fate.MEASURED for one in self._state.trials)
         if trial.fate is Fate.DIFFERS or (trial.fate is Fate.NOT_LOADED and not loads):
             self._refused[family] = trial.reason
+
+    def _is_hopeless(self, setting: Setting) -> bool:
+        """Whether it has everything that made another family be refused."""
+        own = self._space.default.family
+        for refused in self._refused:
+            changes = [place for place, value in enumerate(refused) if value != own[place]]
+            if all(setting.family[place] == refused[place] for place in changes):
+                return True
+        return False
 
     def _confirm(self, examiner: Examiner, told: Told) -> Result:
         default = self._again(examiner, self._space.default, told)
@@ -111,7 +120,7 @@ class Search:
             for trial in longest(self._state.trials)
             if trial.is_within(self._slo)
             and trial.setting != self._space.default
-            and trial.setting.family not in self._refused
+            and not self._is_hopeless(trial.setting)
         ]
         usable.sort(key=lambda trial: (-trial.rung, -(trial.score(self._slo) or 0.0)))
         return [trial.setting for trial in usable]

@@ -182,8 +182,8 @@ def _read_all(given: Sequence[str]) -> dict[str, tuple[Any, ...]]:
 
 def _read(name: str, text: str) -> int | str:
     if name in ORDERED:
-        if not text.isdecimal() or (int(text) < 1 and name != "threads"):
-            raise SpaceInvalid(f"--space {name}={text}: {text!r} is no whole number above 0")
+        if not text.isdecimal() or (int(text) < 1 and name in ("workers", "batch_size")):
+            raise SpaceInvalid(f"--space {name}={text}: {text!r} is no number that it may be")
         return int(text)
     if text in _WORDS_FOR_NONE:
         return ""

@@ -85,3 +85,9 @@ documents = st.dictionaries(keys, values, max_size=6)
 def test_the_text_always_says_what_is_wanted(before: dict[str, Any], wanted: dict[str, Any], flow: bool) -> None:
     text = yaml.safe_dump(before, sort_keys=False, default_flow_style=flow)
     assert read_config(edited(text, wanted)) == wanted
+
+
+def test_a_delay_of_nothing_is_a_delay() -> None:
+    config = read_config("maxBatchDelay: 0\n")
+    assert setting_of(config).batch_delay == 0
+    assert merged({}, Setting(), Setting(batch_delay=0)) == {"maxBatchDelay": 0}
