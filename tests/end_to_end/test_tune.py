@@ -97,7 +97,7 @@ def test_a_search_finds_the_batch_refuses_what_differs_and_tells_what_does_not_l
     ended = tune(folder, *SPACE, *extra)
     assert ended.returncode == 0, ended.stderr
     shown = " ".join(ended.stdout.replace("|", " ").split())
-    assert re.search(r"Best: 1 workers, batch 4 within 100 ms: .* times the default's", shown), ended.stdout
+    assert re.search(r"Best: 1 worker, batch 4 within 100 ms: .* times the default's", shown), ended.stdout
     assert "outputs differ" in shown
     assert "did not load" in shown
     assert "int3" in shown
@@ -123,7 +123,7 @@ def test_an_interrupted_search_goes_on(folder: Path) -> None:
     searching = subprocess.Popen(**command(folder, *SPACE, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert searching.stderr is not None
     first = searching.stderr.readline()
-    assert first.startswith("1 workers, batch 1: "), first
+    assert first.startswith("1 worker, batch 1: "), first
     searching.send_signal(signal.SIGINT)
     _, said = searching.communicate(timeout=60)
     assert searching.returncode == 130

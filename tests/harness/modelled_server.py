@@ -40,9 +40,10 @@ class ModelledServer:
             self.clock.advance(LOAD_SECONDS)
         self.loaded.append(setting)
 
-    def ask(self, at_once: int) -> list[bytes]:
+    def ask(self, at_once: int, count: int = 0) -> list[bytes]:
         self.clock.advance(0.1)
-        return self.answers.get(self.loaded[-1].optimization, [json.dumps([0.25, 0.75]).encode(), b'["yes"]'])
+        usual = [json.dumps([0.25, 0.75]).encode(), b'["yes"]']
+        return self.answers.get(self.loaded[-1].optimization, usual)[: count or None]
 
     def measure(self, clients: int, seconds: float, slo: Slo) -> Run:
         setting = self.loaded[-1]

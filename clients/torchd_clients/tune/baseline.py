@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torchd_clients.tune.answers import difference
 from torchd_clients.tune.errors import TuneFailed
+from torchd_clients.tune.plan import Plan
 from torchd_clients.tune.served import NotLoaded, RequestsFailed
 from torchd_clients.tune.space import CHOICES, Setting, Space
 from torchd_clients.tune.state import State
@@ -15,6 +16,11 @@ from torchd_clients.tune.state import State
 # The shortest trial is as long as the default takes for so many answers, within these limits in seconds.
 _ANSWERS = 30
 _SHORTEST, _LONGEST = 2.0, 4.0
+# Inputs that are asked to see how fast the default is.
+_FIRST = 8
+# The answers to so many are compared, but to no more than fit into this part of the time, asked one by one.
+_INPUTS_AT_MOST = 64
+_COMPARING = 0.03
 
 
 class Server(Protocol):
@@ -23,34 +29,31 @@ class Server(Protocol):
     def load(self, setting: Setting, *, afresh: bool = False) -> None:
         """Has the model in this setting."""
 
-    def ask(self, at_once: int) -> list[bytes]:
-        """The answer to each input."""
+    def ask(self, at_once: int, count: int = 0) -> list[bytes]:
+        """The answers to the first inputs, 0: to all."""
 
     def most_workers(self) -> int:
         """How many workers there is memory for, 0 where that is not known."""
 
 
-def learn_default(
-    space: Space, state: State, server: Server, clock: Callable[[], float], trial_seconds: float = 0.0
-) -> Space:
-    """Puts what it learns into the state, unless it is there; gives the space that is left. Raises TuneFailed.
-
-    `trial_seconds` is the length of the shortest trial; 0 chooses it by the default's speed.
-    """
+def learn_default(space: Space, state: State, server: Server, plan: Plan, clock: Callable[[], float]) -> Space:
+    """Puts what it learns into the state, unless it is there; gives the space that is left. Raises TuneFailed."""
     if not state.answers:
         try:
             began = clock()
             server.load(space.default)
             state.load_seconds = clock() - began
-            server.ask(1)  # the first requests of a process are slow
+            server.ask(1, _FIRST)  # the first requests of a process are slow
             began = clock()
-            answers = server.ask(1)
+            asked = len(server.ask(1, _FIRST))
+            each = (clock() - began) / asked
+            state.shortest_seconds = plan.trial or min(max(_ANSWERS * each, _SHORTEST), _LONGEST)
+            count = max(_FIRST, min(_INPUTS_AT_MOST, int(_COMPARING * plan.budget / max(each, 1e-6))))
+            answers = server.ask(1, count)
+            # A model that draws lots gives other answers every time: no setting can be judged by them.
+            state.is_comparable = not difference(answers[:_FIRST], server.ask(1, _FIRST))
         except (NotLoaded, RequestsFailed) as error:
             raise TuneFailed(f"the archive cannot be served as it is: {error}") from error
-        each = (clock() - began) / len(answers)
-        state.shortest_seconds = trial_seconds or min(max(_ANSWERS * each, _SHORTEST), _LONGEST)
-        # A model that draws lots gives other answers every time: no setting can be judged by them.
-        state.is_comparable = not difference(answers, server.ask(1))
         state.most_workers = server.most_workers()
         state.answers = answers
         state.save()

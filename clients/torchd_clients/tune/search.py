@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torchd_clients.tune.errors import TuneFailed
 from torchd_clients.tune.halving import Halving, Rules, Task
 from torchd_clients.tune.outcome import Fate, Trial, longest
+from torchd_clients.tune.plan import Plan
 from torchd_clients.tune.slo import Slo
 from torchd_clients.tune.space import Setting, Space
 from torchd_clients.tune.state import State
@@ -20,13 +21,6 @@ CONFIRMING = 99
 _CANDIDATES = 3
 # The last measurements are so much longer than those of the highest rung.
 _LONGER = 1.25
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How long all of it may take, in seconds."""
-
-    budget: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +48,7 @@ class Search:
         self._state = state
         self._plan = plan
         self._rules = rules or Rules()
-        self._refused: dict[tuple[str, ...], str] = {}
+        self._refused: set[tuple[str, ...]] = set()
         self.ended_by = "nothing near the best is better"
 
     def run(self, examiner: Examiner, told: Told) -> Result:
@@ -90,7 +84,7 @@ class Search:
             return
         loads = any(one.setting.family == family and one.fate is Fate.MEASURED for one in self._state.trials)
         if trial.fate is Fate.DIFFERS or (trial.fate is Fate.NOT_LOADED and not loads):
-            self._refused[family] = trial.reason
+            self._refused.add(family)
 
     def _is_hopeless(self, setting: Setting) -> bool:
         """Whether it has everything that made another family be refused."""

@@ -21,8 +21,9 @@ from torchd_clients.tune.baseline import learn_default
 from torchd_clients.tune.config_file import FILE
 from torchd_clients.tune.inputs import read_inputs
 from torchd_clients.tune.machine import machine_of, processor
+from torchd_clients.tune.plan import Plan
 from torchd_clients.tune.progress import shown
-from torchd_clients.tune.search import Plan, Result, Search
+from torchd_clients.tune.search import Result, Search
 from torchd_clients.tune.served import Served
 from torchd_clients.tune.slo import Slo, read_slo
 from torchd_clients.tune.space import Space, as_json, space_of
@@ -31,8 +32,6 @@ from torchd_clients.tune.trial import Examiner
 from torchd_clients.tune.variants import Variants
 
 PICTURE = "tune.png"
-# More would cost each setting more time to be compared than to be measured.
-_INPUTS_AT_MOST = 64
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -55,7 +54,7 @@ class Request:
 
 def run(request: Request, *, as_json: bool = False) -> None:
     """Searches, prints and writes the results; raises TuneFailed, BenchError, TorchdError or OSError."""
-    slo, inputs = read_slo(request.slo), read_inputs(request.inputs)[:_INPUTS_AT_MOST]
+    slo, inputs = read_slo(request.slo), read_inputs(request.inputs)
     request.output.mkdir(parents=True, exist_ok=True)
     known = state.open_state(request.output, _asked(request, slo, inputs), fresh=request.is_fresh)
     work = (request.output / "work").absolute()
@@ -93,10 +92,12 @@ def _search(
         # A request that takes so long is beyond any bound.
         patience = max(30.0, 20 * slo.bound_ms / 1000)
         server = Served(client, variants, target, load_seconds=request.load_seconds, request_seconds=patience)
+        plan = Plan(request.budget, request.trial_seconds)
         with shown(Console(stderr=True), known, slo, request.budget) as told:
             told("the default's answers", None)
-            space = learn_default(space, known, server, monotonic, request.trial_seconds)
-            search = Search(space, slo, known, Plan(request.budget))
+            space = learn_default(space, known, server, plan, monotonic)
+            variants.samples = len(known.answers)
+            search = Search(space, slo, known, plan)
             result = search.run(Examiner(server, slo, known.answers if known.is_comparable else ()), told)
         return result, space, search.ended_by
 

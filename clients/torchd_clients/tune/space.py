@@ -54,7 +54,8 @@ class Setting:
     def __str__(self) -> str:
         threads = f" x {self.threads} threads" if self.threads else ""
         delay = f" within {self.batch_delay} ms" if self.batch_size > 1 else ""
-        words = [f"{self.workers} workers{threads}", f"batch {self.batch_size}{delay}", self.device, self.optimization]
+        workers = f"{self.workers} worker{'s' * (self.workers > 1)}"
+        words = [f"{workers}{threads}", f"batch {self.batch_size}{delay}", self.device, self.optimization]
         return ", ".join(word for word in words if word and word != "N/A")
 
 

@@ -25,7 +25,7 @@ def trials_table(trials: Sequence[Trial], result: Result, space: Space, slo: Slo
     table.add_column("Optimization")
     table.add_column("Throughput", justify="right")
     table.add_column("Latency P99", justify="right")
-    table.add_column("", overflow="fold")
+    table.add_column("", overflow="fold", min_width=28)
     last_words = [result.best] + ([result.default] if result.is_better else [])
     settings = {trial.setting for trial in last_words}
     others = [trial for trial in longest(trials) if trial.setting not in settings]
@@ -52,9 +52,8 @@ def headline(result: Result, slo: Slo) -> str:
 
 def payload_of(sizes: Sequence[int]) -> str:
     """How large the inputs are, for people."""
-    least, most = min(sizes), max(sizes)
-    text = _size(most) if _size(least) == _size(most) else f"{_size(least)} to {_size(most)}"
-    return text if len(sizes) == 1 else f"{len(sizes)} of {text}"
+    least, most = _size(min(sizes)), _size(max(sizes))
+    return least if least == most else f"{least} to {most}"
 
 
 def _row(trial: Trial, space: Space, slo: Slo, payload: str) -> list[str]:

@@ -33,6 +33,8 @@ class Variants:
         self.model_name = self._manifest.model_name or path.stem
         self._config_name = self._manifest.config_file or config_file.FILE
         self._bodies = [one.body for one in inputs]
+        # How many of them a worker checks itself by.
+        self.samples = len(self._bodies)
         file = self._source / self._config_name
         self.text = file.read_text(encoding="utf-8") if file.exists() else ""
         self.config = config_file.read_config(self.text)
@@ -82,7 +84,7 @@ class Variants:
         if not (setting.dtype or setting.compile or setting.quantize) or changed["optimize"].get("samples"):
             return changed
         (folder / SAMPLES).mkdir(parents=True)
-        for number, body in enumerate(self._bodies):
+        for number, body in enumerate(self._bodies[: self.samples]):
             (folder / SAMPLES / f"{number:05}").write_bytes(body)
         changed["optimize"]["samples"] = SAMPLES
         return changed

@@ -12,8 +12,9 @@ from harness.modelled_server import ModelledServer
 from torchd_clients.tune.baseline import learn_default
 from torchd_clients.tune.errors import TuneFailed
 from torchd_clients.tune.outcome import Fate, Trial
+from torchd_clients.tune.plan import Plan
 from torchd_clients.tune.plot import draw
-from torchd_clients.tune.search import CONFIRMING, Plan, Result, Search
+from torchd_clients.tune.search import CONFIRMING, Result, Search
 from torchd_clients.tune.slo import Slo
 from torchd_clients.tune.space import Machine, Setting, Space, space_of
 from torchd_clients.tune.state import State, open_state
@@ -28,8 +29,9 @@ def searched(
     tmp_path: Path, server: ModelledServer, slo: Slo = SLO, budget: float = 1000.0, fresh: bool = False
 ) -> tuple[Result, State, Space, Search]:
     state = open_state(tmp_path, {"slo": str(slo)}, fresh=fresh, clock=server.clock.time)
-    space = learn_default(space_of(Setting(), MACHINE), state, server, server.clock.time)
-    search = Search(space, slo, state, Plan(budget))
+    plan = Plan(budget)
+    space = learn_default(space_of(Setting(), MACHINE), state, server, plan, server.clock.time)
+    search = Search(space, slo, state, plan)
     examiner = Examiner(server, slo, state.answers if state.is_comparable else (), server.clock.time)
     return search.run(examiner, lambda what, trial: None), state, space, search
 
@@ -89,7 +91,7 @@ def test_a_model_that_draws_lots_is_tuned_without_touching_its_numbers(tmp_path:
     clock = ManualClock()
 
     class Dice(ModelledServer):
-        def ask(self, at_once: int) -> list[bytes]:
+        def ask(self, at_once: int, count: int = 0) -> list[bytes]:
             return [json.dumps(len(self.measured) + self.clock.time() + (self.turn())).encode()]
 
         turns = 0
