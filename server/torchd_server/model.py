@@ -87,6 +87,8 @@ class VersionStatus:
     pending: int
     remaining: int
     last_failure: WorkerFailure | None
+    # What `optimize:` did, as the workers say it (JSON); empty if nothing was asked for, or none has loaded.
+    optimization_json: str = ""
 
     @property
     def device_type(self) -> str:
@@ -280,6 +282,7 @@ class ModelVersion:
             self._policy.depth,
             self._policy.room,
             self._pool.last_failure,
+            next(filter(None, (worker.ranks[0].loaded.optimization_json for worker in self._pool.workers())), ""),
         )
 
     def _absent_workers(self) -> list[str]:

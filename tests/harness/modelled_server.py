@@ -12,7 +12,7 @@ from torchd_clients.tune.outcome import Run
 from torchd_clients.tune.served import NotLoaded
 from torchd_clients.tune.slo import Slo
 from torchd_clients.tune.space import Setting
-from torchd_protos.management_pb2 import ModelDescription
+from torchd_protos.management_pb2 import ModelDescription, OptimizationDescription
 
 LOAD_SECONDS = 5.0
 
@@ -28,7 +28,7 @@ class ModelledServer:
     # What a family answers, and why it does not load.
     answers: dict[str, list[bytes]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
-    report: dict[str, object] = field(default_factory=dict)
+    report: dict[str, OptimizationDescription] = field(default_factory=dict)
     before_measuring: Callable[[Setting], None] = lambda setting: None
     loaded: list[Setting] = field(default_factory=list)
     measured: list[tuple[Setting, int, float]] = field(default_factory=list)
@@ -59,7 +59,7 @@ class ModelledServer:
         return Run(clients, int(throughput * seconds), seconds, throughput, latency, latency, latency)
 
     def describe(self) -> ModelDescription:
-        return ModelDescription(remaining_capacity=100)
+        return ModelDescription(remaining_capacity=100, optimization=self.report.get(self.loaded[-1].optimization))
 
     def most_workers(self) -> int:
         return 8

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import psutil
+from google.protobuf.json_format import MessageToDict
 
 from torchd_clients.bench.load import Load
 from torchd_clients.bench.run import run_load
@@ -166,8 +166,11 @@ class Served:
 
 def optimization_of(described: ModelDescription) -> Mapping[str, Any]:
     """What the worker says of its `optimize` entry and of its own check; empty where it says nothing."""
-    text = getattr(described, "optimization", "")
-    return json.loads(text) if text else {}
+    if not described.HasField("optimization"):
+        return {}
+    return MessageToDict(
+        described.optimization, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
 
 
 def _short(text: str) -> str:

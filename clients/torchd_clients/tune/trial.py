@@ -68,7 +68,7 @@ class Examiner:
         report = optimization_of(described)
         trial = replace(trial, optimization=report, memory_mib=_memory(described))
         if refused := refusal(setting, report):
-            return replace(trial, fate=Fate.DIFFERS, reason=refused)
+            return replace(trial, fate=Fate.NOT_LOADED, reason=refused)
         clients = clients or _BATCHES_AT_ONCE * setting.workers * setting.batch_size
         clients = max(1, min(clients, described.remaining_capacity or clients))
         try:
@@ -102,11 +102,11 @@ class Examiner:
 
 
 def refusal(setting: Setting, report: Mapping[str, Any]) -> str:
-    """What the worker's own check refused of this setting, by its report; "" where it took everything."""
+    """What of this setting the worker did not apply, by its report; "" where it did everything."""
     wanted = [name for name in CHOICES if getattr(setting, name)]
     for option in report.get("options", ()):
         if option.get("name") in wanted and not option.get("applied", True):
-            return f"{option['name']}: {option.get('detail') or 'refused by the worker'}"
+            return f"{option['name']} is not applied: {option.get('detail') or 'the worker does not say why'}"
     return ""
 
 

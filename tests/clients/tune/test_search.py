@@ -20,6 +20,7 @@ from torchd_clients.tune.space import Machine, Setting, Space, space_of
 from torchd_clients.tune.state import State, open_state
 from torchd_clients.tune.table import headline, trials_table
 from torchd_clients.tune.trial import Examiner
+from torchd_protos.management_pb2 import OptimizationDescription, OptimizationOption
 
 SLO = Slo(99, 200)
 MACHINE = Machine(2, has_bfloat16=True)
@@ -212,3 +213,12 @@ def printed(trials: list[Trial], result: Result, space: Space, slo: Slo = SLO) -
     out = Console(width=300, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     out.print(trials_table(trials, result, space, slo, "100 B"))
     return out.export_text()
+
+
+def test_what_a_worker_did_not_apply_is_not_taken_for_faster(tmp_path: Path) -> None:
+    option = OptimizationOption(name="dtype", asked="bfloat16", applied=False, detail="this model has no weights")
+    server = ModelledServer(ManualClock(), report={"bfloat16": OptimizationDescription(options=[option])})
+    result, state, _, _ = searched(tmp_path, server)
+    [tried] = [trial for trial in state.trials if trial.setting.dtype]
+    assert (tried.fate, tried.reason) == (Fate.NOT_LOADED, "dtype is not applied: this model has no weights")
+    assert result.best.setting.dtype == ""

@@ -15,7 +15,7 @@ from torchd_workers.handler import Handler
 from torchd_workers.handlers.optimizing.outputs import NotComparable, Outputs, difference
 from torchd_workers.handlers.optimizing.rehearsal import Rehearsal
 from torchd_workers.handlers.optimizing.report import Difference, Option, Report
-from torchd_workers.handlers.optimizing.samples import read_samples
+from torchd_workers.handlers.optimizing.samples import SamplesUnusable, read_samples
 from torchd_workers.handlers.optimizing.steps import CannotOptimize, NotApplied, apply
 from torchd_workers.handlers.optimizing.wish import OF_THE_MODEL, Optimize, asked
 
@@ -86,9 +86,11 @@ class Optimizer:
             except NotApplied as reason:
                 self._did_not(name, str(reason))
                 continue
-            if name == "compile":
-                detail += self._compile_shapes(rehearsal)
-            found = self._compare(name, original, rehearsal) if original is not None else None
+            try:
+                detail += self._compile_shapes(rehearsal) if name == "compile" else ""
+                found = self._compare(name, original, rehearsal) if original is not None else None
+            except SamplesUnusable as error:  # without the option they were answered
+                raise CannotOptimize(f"optimize.{name} {asked(self._wish, name)}: {error}") from error
             self._did(name, detail, found)
 
     def _original(self, rehearsal: Rehearsal) -> Outputs | None:
