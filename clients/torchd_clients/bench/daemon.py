@@ -13,18 +13,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 from time import monotonic, sleep
 from urllib.parse import urlsplit
 
 from torchd_clients.bench.errors import BenchError
 from torchd_clients.bench.target import Protocol
+from torchd_clients.bench.wire import address as host_and_port
 from torchd_clients.credentials import KeyFile
 
 _PORTS = ("grpc-inference", "grpc-management", "inference", "management", "metrics")
 _LOOK_EVERY = 0.02
 _STOP_WITHIN = 40.0
 _LAST_BYTES = 4000
+# What its log says when the workers of a model have failed too often.
+_GAVE_UP = b"given up after"
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -94,19 +98,16 @@ def started_daemon(
                 preexec_fn=partial(_die_with_parent, os.getpid()),
             )
         try:
-            yield _wait_ready(process, run_dir, log, within)
+            started = _wait_listening(process, run_dir, log, until := monotonic() + within)
+            _wait_healthy(process, started, until)
+            yield started
         finally:
             _stop(process)
 
 
-def _wait_ready(process: subprocess.Popen[bytes], run_dir: Path, log: Path, within: float) -> StartedDaemon:
-    until = monotonic() + within
+def _wait_listening(process: subprocess.Popen[bytes], run_dir: Path, log: Path, until: float) -> StartedDaemon:
     while b"Model server started." not in log.read_bytes():
-        if process.poll() is not None:
-            raise BenchError(f"the daemon ended with exit code {process.returncode}; its last lines:\n{_tail(log)}")
-        if monotonic() > until:
-            raise BenchError(f"the daemon was not ready within {within:g} s; its last lines:\n{_tail(log)}")
-        sleep(_LOOK_EVERY)
+        _wait_a_little(process, log, until)
     told = json.loads((run_dir / "daemon.json").read_text())
     return StartedDaemon(
         pid=process.pid,
@@ -118,6 +119,30 @@ def _wait_ready(process: subprocess.Popen[bytes], run_dir: Path, log: Path, with
         key_file=told.get("key_file", ""),
         log=log,
     )
+
+
+def _wait_healthy(process: subprocess.Popen[bytes], started: StartedDaemon, until: float) -> None:
+    """Waits until each model has its workers, which start beside the listeners."""
+    while True:
+        connection = HTTPConnection(*host_and_port(started.inference), timeout=_STOP_WITHIN)
+        try:
+            # Where tokens are asked for, this asks for one too.
+            connection.request("GET", "/ping", headers={"Authorization": f"Bearer {started.token('inference')}"})
+            if json.loads(connection.getresponse().read()).get("status") == "Healthy":
+                return
+        finally:
+            connection.close()
+        if _GAVE_UP in started.log.read_bytes():
+            raise BenchError(f"the model could not be loaded; the daemon's last lines:\n{_tail(started.log)}")
+        _wait_a_little(process, started.log, until)
+
+
+def _wait_a_little(process: subprocess.Popen[bytes], log: Path, until: float) -> None:
+    if process.poll() is not None:
+        raise BenchError(f"the daemon ended with exit code {process.returncode}; its last lines:\n{_tail(log)}")
+    if monotonic() > until:
+        raise BenchError(f"the daemon was not ready in time; its last lines:\n{_tail(log)}")
+    sleep(_LOOK_EVERY)
 
 
 def _bare(address: str) -> str:
