@@ -18,9 +18,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench import bare, clients, report
-from bench.gpu_memory import memory_per_worker
-from bench.models import (
+from benchmarks.gpu import bare, clients, report
+from benchmarks.gpu.gpu_memory import memory_per_worker
+from benchmarks.gpu.models import (
     MODELS,
     OPTIMIZATIONS,
     PATIENCE_SECONDS,
@@ -31,7 +31,7 @@ from bench.models import (
     pack_model,
     write_model,
 )
-from bench.report import Row
+from benchmarks.gpu.report import Row
 from demo.daemon import Addresses, Daemon, DaemonFailed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn

@@ -2,13 +2,15 @@
 """Measures a start: seconds from exec to the first answer of a handler without torch, and memory of daemon and worker.
 
 Memory is the proportional set size (PSS) of the daemon and its children, taken right after the first answer. TorchServe
-0.12 takes 3.4 s and 481 MiB for the same.
+0.12 takes 3.4 s and 481 MiB for the same. The sources are compiled first, as they are in an installed package.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import http.client
+import importlib.util
 import json
 import os
 import socket
@@ -36,6 +38,7 @@ def handle(data, context):
     return [row.get("data", row.get("body")) for row in data or ()]
 '''
 BODY = b"hello"
+PACKAGES = ("torchd_protos", "torchd_archiver", "torchd_server", "torchd_workers")
 POLL_SECONDS = 0.001
 GIVE_UP_SECONDS = 30.0
 
@@ -53,10 +56,11 @@ def main() -> int:
     """Runs the starts, prints them, and compares the medians with the limits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="starts to measure (%(default)s)")
-    parser.add_argument("--max-seconds", type=float, default=0.8, help="limit of the first answer (%(default)s)")
-    parser.add_argument("--max-mib", type=float, default=120.0, help="limit of the memory (%(default)s)")
+    parser.add_argument("--max-seconds", type=float, default=0.7, help="limit of the first answer (%(default)s)")
+    parser.add_argument("--max-mib", type=float, default=110.0, help="limit of the memory (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args()
+    _compile()
     try:
         with tempfile.TemporaryDirectory() as scratch:
             starts = [_measure(Path(scratch), run) for run in range(arguments.runs)]
@@ -70,6 +74,14 @@ def main() -> int:
     else:
         _print_table(starts, seconds, pss_mib, arguments.max_seconds, arguments.max_mib)
     return 0 if seconds <= arguments.max_seconds and pss_mib <= arguments.max_mib else 1
+
+
+def _compile() -> None:
+    # pip does so. A checkout may have no compiled files and make none (PYTHONDONTWRITEBYTECODE): 0.17 s at every start.
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        for folder in spec.submodule_search_locations or () if spec is not None else ():
+            compileall.compile_dir(folder, quiet=1)
 
 
 def _measure(scratch: Path, run: int) -> Start:

@@ -31,7 +31,6 @@ from torchd_protos.frames import (
     Part,
     Reply,
     Settings,
-    Started,
     Unload,
     encode,
 )
@@ -148,6 +147,7 @@ class FakeWorker(asyncio.Protocol):
         self.pid = next(_pids)
         self.socket = ours
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.begun = 0
         self.stack_dumps = 0
         self.was_killed = False
         self.was_closed = False
@@ -177,6 +177,10 @@ class FakeWorker(asyncio.Protocol):
         self.was_closed = True
 
     # What the test makes it do.
+
+    def begin(self, step: int) -> None:
+        """It says in the common page that it has begun this batch."""
+        self.begun = step
 
     def run(self, behaviour: Behaviour) -> None:
         """Runs its program, unless it was killed before."""
@@ -257,7 +261,8 @@ async def echoes(worker: FakeWorker) -> None:
     while True:
         match await worker.hears(Message):
             case Batch() as batch:
-                worker.say(Started(batch.step), *answers(batch))
+                worker.begin(batch.step)
+                worker.say(*answers(batch))
             case Unload():
                 worker.exit(0)
                 return

@@ -94,11 +94,14 @@ class AsyncClient(Connection):
         max_worker: int | None = None,
         *,
         version: str | None = None,
+        batch_size: int | None = None,
+        max_batch_delay: int | None = None,
         synchronous: bool = True,
         timeout: float | None = None,
     ) -> ModelChange:
-        """Changes how many workers serve a model; 0 stops them all."""
-        return await self._unary(calls.scale(model, min_worker, max_worker, version, synchronous), timeout)
+        """Changes how many workers serve a model, 0 stops them all; and where given its batches (delay in ms)."""
+        call = calls.scale(model, min_worker, max_worker, version, synchronous, batch_size, max_batch_delay)
+        return await self._unary(call, timeout)
 
     async def describe(
         self, model: str, version: str | None = None, *, timeout: float | None = None

@@ -99,7 +99,13 @@ def register(
 
 
 def scale(
-    model: str, min_worker: int, max_worker: int | None, version: str | None, synchronous: bool
+    model: str,
+    min_worker: int,
+    max_worker: int | None,
+    version: str | None,
+    synchronous: bool,
+    batch_size: int | None = None,
+    max_batch_delay: int | None = None,
 ) -> Call[ModelChange]:
     """Another number of workers. A minimum of 0 is sent as 0: the field knows it from "not given"."""
     request = ScaleWorkerRequest(
@@ -108,6 +114,8 @@ def scale(
         min_worker=min_worker,
         max_worker=max_worker,
         synchronous=synchronous,
+        batch_size=batch_size,
+        max_batch_delay=max_batch_delay,
     )
     return Call("management", "ScaleWorker", request, _read_change, waits_for_workers=True)
 

@@ -13,13 +13,14 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from torchd_clients.credentials import KeyFile, Tls
 
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """A running daemon, by its process id and the addresses of its gRPC services; where its tokens are, and by which
+    """A running daemon, by its process id and the addresses of its services; where its tokens are, and by which
     certificate and name it is known, if it has them."""
 
     pid: int
@@ -28,6 +29,15 @@ class Daemon:
     key_file: str = ""
     certificate: str = ""
     tls_name: str = ""
+    # HOST:PORT of its REST listeners.
+    inference: str = ""
+    management: str = ""
+    metrics: str = ""
+
+    @property
+    def addresses(self) -> set[str]:
+        """HOST:PORT of all its listeners."""
+        return {self.grpc_inference, self.grpc_management, self.inference, self.management, self.metrics}
 
     @property
     def token(self) -> KeyFile | None:
@@ -47,7 +57,7 @@ def find_daemon(environ: Mapping[str, str], addresses: Collection[str] = ()) -> 
         daemon.pid: daemon
         for folder in _folders(environ)
         for daemon in _daemons(folder)
-        if {daemon.grpc_inference, daemon.grpc_management}.issuperset(addresses)
+        if daemon.addresses.issuperset(addresses)
     }
     return next(iter(found.values())) if len(found) == 1 else None
 
@@ -71,6 +81,7 @@ def _daemons(folder: Path) -> Iterator[Daemon]:
                 str(told.get("key_file", "")),
                 str(told["certificate"]) if "grpc_tls" in told else "",
                 str(told.get("tls_name", "")),
+                *(urlsplit(str(told.get(name, ""))).netloc for name in ("inference", "management", "metrics")),
             )
             os.kill(daemon.pid, 0)  # a daemon that was killed leaves its file behind
         except (OSError, OverflowError, ValueError, LookupError, TypeError):

@@ -14,6 +14,8 @@ from torchd_protos.management_pb2 import (
     FailureDescription,
     ModelDescription,
     ModelState,
+    OptimizationDescription,
+    OptimizationOption,
     WorkerDescription,
     WorkerState,
 )
@@ -55,6 +57,8 @@ def description(model: ModelDescription) -> Group:
     shown: list[RenderableType] = [_settings(model)]
     if model.workers:
         shown.append(_workers_table(model.workers))
+    if model.HasField("optimization"):
+        shown.append(_optimization(model.optimization))
     if model.HasField("last_failure"):
         shown.append(_failure(model.last_failure))
     return Group(*shown)
@@ -105,6 +109,32 @@ def _workers_table(workers: Iterable[WorkerDescription]) -> Table:
                 printable(rank.progress),
             )
     return table
+
+
+def _optimization(optimization: OptimizationDescription) -> Group:
+    table = Table("optimize", "asked for", "applied", "how, or why not", "difference / deviation", "equal top-1")
+    for option in optimization.options:
+        table.add_row(
+            printable(option.name),
+            printable(option.asked),
+            "yes" if option.applied else "no",
+            printable(option.detail),
+            *_difference(option),
+        )
+    notes = [f"warning: {warning}" for warning in optimization.warnings]
+    if optimization.unchecked:
+        notes.append(f"answers not checked: {optimization.unchecked}")
+    return Group(table, *map(printable, notes))
+
+
+def _difference(option: OptimizationOption) -> tuple[str, str]:
+    if not option.HasField("difference"):
+        return "", ""
+    found = option.difference
+    top1 = f"{found.equal_top1:.1%}" if found.HasField("equal_top1") else ""
+    if top1 and not found.top1_judged:
+        top1 += f" (of {found.inputs}: not judged)"
+    return f"{found.max_difference:.3g} / {found.standard_deviation:.3g} = {found.ratio:.3g}", top1
 
 
 def _devices(devices: Iterable[DeviceReference]) -> str:

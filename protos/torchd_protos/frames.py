@@ -3,21 +3,33 @@
 Standard library only, so that a model's own protobuf can never break a worker. Each message class lists its fields
 once; one small writer and one small reader of protobuf's wire format serve them all
 (https://protobuf.dev/programming-guides/encoding). Payload bytes are never copied into a header.
+
+Requests and answers travel as columns, a few arrays for a whole batch: Python reads an array in one call, where a tree
+of messages costs it one for each field. The classes are not frozen, for a frozen one is made four times as slowly.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate, chain
+from typing import Any, ClassVar, NamedTuple, TypeVar, overload
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 # What a streamed answer may have on its way, and what each chunk counts for beside its bytes.
 STREAM_WINDOW = 1024 * 1024
 CHUNK_OVERHEAD = 256
 PREFIX = struct.Struct("!BIQ")
+# A frame of more is received into memory of its own, where it stays.
+RECEIVE_BYTES = 64 * 1024
+# As much is allocated for a payload before it has come.
+_AHEAD_BYTES = 16 * 1024 * 1024
 _DOUBLE = struct.Struct("<d")
+# User code may patch anything.
+_pack = struct.pack
+_unpack = struct.unpack
 
 Buffer = bytes | bytearray | memoryview
 Writer = Callable[[bytearray, Any], None]
@@ -52,17 +64,19 @@ class Message:
 M = TypeVar("M", bound=Message)
 
 
-@dataclass(frozen=True, slots=True)
-class Header(Message):
-    """One header; the case of its name is kept."""
-
+class _NameAndValue(NamedTuple):
     name: str = ""
     value: str = ""
 
+
+class Header(_NameAndValue, Message):
+    """One header; the case of its name is kept. A pair of texts, too: many are flattened in one call."""
+
+    __slots__ = ()
     WIRE = {"name": (1, "string"), "value": (2, "string")}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part(Message):
     """One part of a request. `body` is the payload segment; only its size is in the header."""
 
@@ -73,7 +87,7 @@ class Part(Message):
     WIRE = {"name": (1, "string"), "content_type": (2, "string"), "body": (3, "size")}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call(Message):
     """What a client asks for, the same for every surface. `timeout_ms` 0 means the client gave no deadline."""
 
@@ -100,7 +114,7 @@ class Call(Message):
         return [part.body for part in self.parts]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Hello(Message):
     """Worker: here I am."""
 
@@ -112,7 +126,7 @@ class Hello(Message):
     WIRE = {"protocol": (1, "uint"), "incarnation": (2, "uint"), "rank": (3, "uint"), "pid": (4, "uint")}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Load(Message):
     """Daemon: load this model. `gpu_id` is None on the CPU; `threads` 0 leaves the choice to the libraries."""
 
@@ -163,7 +177,7 @@ class Load(Message):
     }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Progress(Message):
     """Worker: how far loading is."""
 
@@ -173,7 +187,7 @@ class Progress(Message):
     WIRE = {"percent": (1, "uint"), "text": (2, "string")}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Loaded(Message):
     """Worker: the model answers from now on. `cost` names what its requests are grouped by."""
 
@@ -183,7 +197,7 @@ class Loaded(Message):
     WIRE = {"cost": (1, "string"), "optimization_json": (2, "string")}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LoadFailed(Message):
     """Worker: the model could not be loaded; the process leaves."""
 
@@ -194,7 +208,7 @@ class LoadFailed(Message):
     WIRE = {"kind": (1, "string"), "message": (2, "string"), "traceback": (3, "string")}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settings(Message):
     """Daemon: new settings of a living worker."""
 
@@ -203,41 +217,145 @@ class Settings(Message):
     WIRE = {"threads": (1, "uint")}
 
 
-@dataclass(frozen=True, slots=True)
-class Item(Message):
-    """One request of a batch."""
+@dataclass(slots=True)
+class Item:
+    """One request of a batch. Of its call there travel its id, its headers and its parts: the rest is the daemon's."""
 
     request: int = 0
     remaining_ms: int = 0
-    call: Call = Call()
-
-    WIRE = {"request": (1, "uint"), "remaining_ms": (2, "uint"), "call": (3, Call)}
+    call: Call = field(default_factory=Call)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch(Message):
     """Daemon: run these together."""
 
     step: int = 0
     items: Sequence[Item] = ()
 
-    WIRE = {"step": (1, "uint"), "items": (2, [Item])}
-
     def payloads(self) -> Sequence[Buffer]:
         """The bodies of its parts."""
         return [part.body for item in self.items for part in item.call.parts]
 
+    def on_wire(self) -> Columns:
+        """See Columns."""
+        numbers: list[int] = []
+        counts: list[int] = []
+        texts: list[str] = []
+        bodies: list[Buffer] = []
+        for item in self.items:
+            call = item.call
+            numbers += (item.request, item.remaining_ms)
+            counts += (len(call.headers), len(call.parts))
+            texts.append(call.request_id)
+            texts += chain.from_iterable(call.headers)
+            for part in call.parts:
+                texts += (part.name, part.content_type)
+                bodies.append(part.body)
+        return Columns(self.step, numbers, counts, list(map(len, texts)), "".join(texts), bodies)
 
-@dataclass(frozen=True, slots=True)
-class Started(Message):
-    """Worker: the handler of this batch is about to be called."""
+
+@dataclass(slots=True)
+class Columns(Message):
+    """A Batch as it travels. Each item has two of `numbers` (its request, the milliseconds that remain) and two of
+    `counts` (headers, parts). `text` are the texts of all, one after the other: of each item its request id, the names
+    and values of its headers, the names and content types of its parts; `lengths` are theirs, in characters.
+    """
 
     step: int = 0
+    numbers: Sequence[int] = ()
+    counts: Sequence[int] = ()
+    lengths: Sequence[int] = ()
+    text: str = ""
+    bodies: Sequence[Buffer] = ()
 
-    WIRE = {"step": (1, "uint")}
+    WIRE = {
+        "step": (1, "uint"),
+        "numbers": (2, "fixed64s"),
+        "counts": (3, "fixed32s"),
+        "lengths": (4, "fixed32s"),
+        "text": (5, "string"),
+        "bodies": (6, "sizes"),
+    }
+
+    def payloads(self) -> Sequence[Buffer]:
+        """The bodies of all parts."""
+        return self.bodies
+
+    def batch(self) -> Batch:
+        """The batch it was; raises ProtocolError where the columns do not agree."""
+        ends = [0, *accumulate(self.lengths)]
+        headers, parts = self.counts[::2], self.counts[1::2]
+        texts = len(headers) + 2 * sum(self.counts)
+        if not (
+            len(self.numbers) == len(self.counts) == 2 * len(headers)
+            and len(parts) == len(headers)
+            and sum(parts) == len(self.bodies)
+            and texts == len(self.lengths)
+            and ends[-1] == len(self.text)
+        ):
+            raise ProtocolError("the columns of a Batch do not agree")
+        text, at, bodies, items = self.text, 0, iter(self.bodies), []
+        numbers = iter(self.numbers)
+        for request, remaining_ms, n_headers, n_parts in zip(numbers, numbers, headers, parts, strict=True):
+            request_id = text[ends[at] : ends[at + 1]]
+            own = LazyHeaders(text, ends, at + 1, n_headers) if n_headers else ()
+            at += 1 + 2 * n_headers
+            held = []
+            for _ in range(n_parts):
+                name_end = ends[at + 1]
+                held.append(Part(text[ends[at] : name_end], text[name_end : ends[at + 2]], next(bodies)))
+                at += 2
+            items.append(Item(request, remaining_ms, Call("", "", request_id, own, held)))
+        return Batch(self.step, items)
 
 
-@dataclass(frozen=True, slots=True)
+class LazyHeaders(Sequence[Header]):
+    """Headers of a batch that was received, cut out of its text when somebody reads them."""
+
+    __slots__ = ("_count", "_ends", "_first", "_text")
+
+    def __init__(self, text: str, ends: Sequence[int], first: int, count: int) -> None:
+        self._text = text
+        self._ends = ends
+        self._first = first
+        self._count = count
+
+    def __len__(self) -> int:
+        """How many they are."""
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> Header: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Header]: ...
+    def __getitem__(self, at: int | slice) -> Header | Sequence[Header]:
+        """One of them, or some."""
+        return list(self)[at]
+
+    def __iter__(self) -> Iterator[Header]:
+        """All of them."""
+        text, ends = self._text, self._ends
+        for at in range(self._first, self._first + 2 * self._count, 2):
+            yield Header(text[ends[at] : ends[at + 1]], text[ends[at + 1] : ends[at + 2]])
+
+    def mentions(self, text: str) -> bool:
+        """Whether it stands somewhere in them; costs less than reading them."""
+        return self._text.find(text, self._ends[self._first], self._ends[self._first + 2 * self._count]) >= 0
+
+    def __eq__(self, other: object) -> bool:
+        """As other sequences of headers."""
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def may_mention(headers: Sequence[Header], text: str) -> bool:
+    """Whether these headers have to be read to know whether this stands in them."""
+    return headers.mentions(text) if isinstance(headers, LazyHeaders) else bool(headers)
+
+
+@dataclass(slots=True)
 class Reply(Message):
     """An answer, or one chunk of it where `more` follows. `body` is the payload; status 0 stands for 200."""
 
@@ -263,7 +381,28 @@ class Reply(Message):
         return [self.body]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class Replies(Message):
+    """Worker: a call of the handler has ended after `handler_us` microseconds; answers of it that are bodies only."""
+
+    requests: Sequence[int] = ()
+    bodies: Sequence[Buffer] = ()
+    handler_us: int = 0
+    end_of_step: bool = False
+
+    WIRE = {
+        "requests": (1, "fixed64s"),
+        "bodies": (2, "sizes"),
+        "handler_us": (3, "uint"),
+        "end_of_step": (4, "bool"),
+    }
+
+    def payloads(self) -> Sequence[Buffer]:
+        """The bodies."""
+        return self.bodies
+
+
+@dataclass(slots=True)
 class Failure(Message):
     """This request has no answer; `kind` names an error class of the daemon."""
 
@@ -284,7 +423,7 @@ class Failure(Message):
     }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cancel(Message):
     """Daemon: nobody waits for this answer any more."""
 
@@ -293,7 +432,7 @@ class Cancel(Message):
     WIRE = {"request": (1, "uint")}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Credit(Message):
     """Daemon: so many more bytes of a streamed answer may be sent."""
 
@@ -303,7 +442,7 @@ class Credit(Message):
     WIRE = {"request": (1, "uint"), "bytes": (2, "uint")}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Metric(Message):
     """Worker: one value of a metric, from the handler."""
 
@@ -324,7 +463,7 @@ class Metric(Message):
     }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Log(Message):
     """Worker: one record of the handler's logging; `level` is Python's number."""
 
@@ -336,7 +475,7 @@ class Log(Message):
     WIRE = {"level": (1, "uint"), "logger": (2, "string"), "text": (3, "string"), "request_id": (4, "string")}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step(Message):
     """Leader of a group: call the handler once more, without those that have ended."""
 
@@ -345,7 +484,7 @@ class Step(Message):
     WIRE = {"ended": (1, [Cancel])}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome(Message):
     """Ranks of a group: how call `number` of the handler ended."""
 
@@ -355,7 +494,7 @@ class Outcome(Message):
     WIRE = {"number": (1, "uint"), "failed": (2, "bool")}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Task(Message):
     """Leader of a group: do what is registered under this name. `body` is the whole payload."""
 
@@ -370,7 +509,7 @@ class Task(Message):
         return [self.body]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Unload(Message):
     """Daemon: finish and leave."""
 
@@ -380,7 +519,7 @@ KINDS: dict[int, type[Message]] = {
     2: Progress,
     3: Loaded,
     4: LoadFailed,
-    5: Started,
+    5: Replies,
     6: Reply,
     7: Failure,
     8: Metric,
@@ -401,6 +540,8 @@ KINDS: dict[int, type[Message]] = {
 def encode(message: Message) -> list[Buffer]:
     """The buffers of one frame, to be written in order: prefix and header first, then the payload segments."""
     kind = _KIND_OF[type(message)]
+    if isinstance(message, Batch):
+        message = message.on_wire()
     header = bytearray(PREFIX.size)
     _write(header, message)
     payloads = message.payloads()
@@ -409,33 +550,74 @@ def encode(message: Message) -> list[Buffer]:
 
 
 class FrameReader:
-    """Takes bytes as they come and gives whole messages; half a frame waits for the rest."""
+    """Takes bytes as they come and gives whole messages; half a frame waits for the rest.
+
+    Receive into `space()`, then say `received(size)`. What a large frame carries is received where it stays.
+    """
 
     def __init__(self, limits: FrameLimits | None = None) -> None:
         self._limits = limits or FrameLimits()
-        self._buffer = bytearray()
-        self._wanted = PREFIX.size
+        self._view = memoryview(bytearray(RECEIVE_BYTES))
+        self._start = self._end = 0
+        self._large: _LargeFrame | None = None
 
     @property
     def buffered(self) -> int:
         """Bytes that wait for the rest of their frame: not 0 at the end of a stream means it was cut."""
-        return len(self._buffer)
+        return self._end - self._start if self._large is None else self._large.received_bytes
+
+    def space(self) -> memoryview:
+        """Where the next bytes go; never empty."""
+        if self._large is not None:
+            return self._large.space()
+        if self._end == len(self._view) or (self._start and 2 * self._end > len(self._view)):
+            waiting = self._view[self._start : self._end]
+            # A header that is larger than all of it is read from a larger one.
+            target = self._view if self._start else memoryview(bytearray(2 * len(self._view)))
+            target[: len(waiting)] = waiting
+            self._view, self._start, self._end = target, 0, len(waiting)
+        return self._view[self._end :]
+
+    def received(self, size: int) -> Iterator[Message]:
+        """Yields every message that `size` more bytes in `space()` complete. Raises ProtocolError on bytes not ours."""
+        if self._large is not None:
+            self._large.add(size)
+            if self._large.is_whole:
+                large, self._large = self._large, None
+                yield large.message()
+            return
+        self._end += size
+        while self._end - self._start >= PREFIX.size:
+            kind, header_size, payload_size = PREFIX.unpack_from(self._view, self._start)
+            self._check(kind, header_size, payload_size)
+            header_at = self._start + PREFIX.size
+            payload_at = header_at + header_size
+            if payload_at > self._end:
+                return
+            frame_end = payload_at + payload_size
+            if frame_end - self._start > RECEIVE_BYTES and frame_end > self._end:
+                header = bytes(self._view[header_at:payload_at])
+                self._large = _LargeFrame(kind, header, payload_size, self._view[payload_at : self._end])
+                self._start = self._end = 0
+                return
+            if frame_end > self._end:
+                return
+            header = bytes(self._view[header_at:payload_at])
+            payload = bytes(self._view[payload_at:frame_end])
+            self._start = frame_end
+            if frame_end == self._end:
+                self._start = self._end = 0
+            yield decode(kind, header, payload)
 
     def feed(self, data: Buffer) -> Iterator[Message]:
-        """Adds `data` and yields every message it completes. Raises ProtocolError on bytes that cannot be ours."""
-        self._buffer += data
-        while len(self._buffer) >= self._wanted:
-            kind, header_size, payload_size = PREFIX.unpack_from(self._buffer)
-            self._check(kind, header_size, payload_size)
-            end = PREFIX.size + header_size + payload_size
-            if len(self._buffer) < end:
-                self._wanted = end
-                return
-            frame = bytes(memoryview(self._buffer)[:end])
-            del self._buffer[:end]
-            self._wanted = PREFIX.size
-            view = memoryview(frame)
-            yield decode(kind, view[PREFIX.size : PREFIX.size + header_size], view[PREFIX.size + header_size :])
+        """As `received`, for bytes that are elsewhere."""
+        view = memoryview(data)
+        while view:
+            space = self.space()
+            size = min(len(space), len(view))
+            space[:size] = view[:size]
+            view = view[size:]
+            yield from self.received(size)
 
     def _check(self, kind: int, header_size: int, payload_size: int) -> None:
         if kind not in KINDS:
@@ -446,38 +628,88 @@ class FrameReader:
             raise ProtocolError(f"frame payload of {payload_size} bytes is over the limit of {self._limits.payload}")
 
 
-def decode(kind: int, header: memoryview, payload: memoryview) -> Message:
-    """One message from its header and its payload; the parts' bodies are views of `payload`, not copies."""
+class _LargeFrame:
+    """A frame whose header has come and whose payload is coming, into memory of its own."""
+
+    def __init__(self, kind: int, header: bytes, size: int, begun: memoryview) -> None:
+        self._kind = kind
+        self._header = header
+        self._missing = size
+        # Of a huge payload no more than _AHEAD_BYTES are allocated before they come.
+        self._chunks: list[bytearray] = []
+        self._open = memoryview(b"")
+        self._received = 0
+        while begun:
+            space = self.space()
+            size = min(len(space), len(begun))
+            space[:size] = begun[:size]
+            begun = begun[size:]
+            self.add(size)
+
+    @property
+    def is_whole(self) -> bool:
+        return not self._missing
+
+    @property
+    def received_bytes(self) -> int:
+        return PREFIX.size + len(self._header) + self._received
+
+    def space(self) -> memoryview:
+        if not self._open:
+            self._chunks.append(bytearray(min(self._missing, _AHEAD_BYTES)))
+            self._open = memoryview(self._chunks[-1])
+        return self._open
+
+    def add(self, size: int) -> None:
+        self._open = self._open[size:]
+        self._received += size
+        self._missing -= size
+
+    def message(self) -> Message:
+        payload = self._chunks[0] if len(self._chunks) == 1 else bytearray().join(self._chunks)
+        return decode(self._kind, self._header, payload)
+
+
+def decode(kind: int, header: bytes, payload: bytes | bytearray) -> Message:
+    """One message from its header and its payload; parts of a large payload are views of it, not copies."""
     cursor = _Payload(payload)
+    cls: type[Message] = KINDS[kind]
     try:
-        message = _read(KINDS[kind], header, cursor)
+        message = _read(Columns if cls is Batch else cls, header, cursor)
     except (IndexError, struct.error, UnicodeDecodeError, TypeError) as error:
-        raise ProtocolError(f"malformed {KINDS[kind].__name__}: {error}") from error
+        raise ProtocolError(f"malformed {cls.__name__}: {error}") from error
     cursor.check_used(kind)
-    return message
+    if isinstance(message, Replies) and len(message.requests) != len(message.bodies):
+        raise ProtocolError(f"{len(message.bodies)} answers to {len(message.requests)} requests")
+    return message.batch() if isinstance(message, Columns) else message
 
 
 class _Payload:
-    """Hands out the payload's segments in order."""
+    """Hands out the payload's segments in order. Whoever gets all of it gets the object itself."""
 
-    def __init__(self, view: memoryview) -> None:
-        self._view = view
+    __slots__ = ("_at", "_payload", "_source")
+
+    def __init__(self, payload: bytes | bytearray) -> None:
+        self._payload = payload
+        # A slice of bytes is a copy, which for few of them costs less than a view; of a large payload there is one.
+        self._source: Buffer = payload if isinstance(payload, bytes) else memoryview(payload)
         self._at = 0
 
-    def take(self, size: int) -> memoryview:
-        end = self._at + size
-        if end > len(self._view):
-            raise ProtocolError(f"a part of {size} bytes reaches past the payload of {len(self._view)}")
-        segment = self._view[self._at : end]
+    def take(self, size: int) -> Buffer:
+        at, end, whole = self._at, self._at + size, len(self._payload)
+        if end > whole:
+            raise ProtocolError(f"a part of {size} bytes reaches past the payload of {whole}")
         self._at = end
-        return segment
+        return self._payload if size == whole else self._source[at:end]
 
-    def rest(self) -> memoryview:
-        return self.take(len(self._view) - self._at)
+    def rest(self) -> Buffer:
+        return self.take(len(self._payload) - self._at)
 
     def check_used(self, kind: int) -> None:
-        if self._at != len(self._view):
-            raise ProtocolError(f"{len(self._view) - self._at} payload bytes of a {KINDS[kind].__name__} have no part")
+        if self._at != len(self._payload):
+            raise ProtocolError(
+                f"{len(self._payload) - self._at} payload bytes of a {KINDS[kind].__name__} have no part"
+            )
 
 
 def _write_varint(out: bytearray, value: int) -> None:
@@ -488,7 +720,7 @@ def _write_varint(out: bytearray, value: int) -> None:
 
 
 def _write(out: bytearray, message: Message) -> None:
-    for name, write in _PLANS[type(message)].writers:
+    for name, write in _plan_of(type(message)).writers:
         write(out, getattr(message, name))
 
 
@@ -536,6 +768,22 @@ def _string_writer(tag: bytes) -> Writer:
     return write
 
 
+def _array_writer(tag: bytes, code: str) -> Writer:
+    def write(out: bytearray, values: Sequence[int]) -> None:
+        if values:
+            data = _pack(f"<{len(values)}{code}", *values)
+            out += tag
+            _write_varint(out, len(data))
+            out += data
+
+    return write
+
+
+def _sizes_writer(tag: bytes) -> Writer:
+    write_array = _array_writer(tag, "Q")
+    return lambda out, values: write_array(out, list(map(len, values)))
+
+
 def _size_writer(tag: bytes) -> Writer:
     write_uint = _uint_writer(tag)
     return lambda out, value: write_uint(out, len(value))
@@ -562,7 +810,7 @@ def _repeated_writer(tag: bytes) -> Writer:
     return write
 
 
-def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[at]
@@ -575,18 +823,25 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
             raise ProtocolError("varint of more than ten bytes")
 
 
-def _read(cls: type[M], data: memoryview, payload: _Payload) -> M:
-    plan = _PLANS[cls]
+def _read(cls: type[M], data: bytes, payload: _Payload) -> M:
+    plan = _plan_of(cls)
+    readers = plan.readers
     values: dict[str, Any] = {}
     at, end = 0, len(data)
     while at < end:
-        key, at = _read_varint(data, at)
+        key = data[at]
+        at += 1
+        if key > 0x7F:
+            key, at = _read_varint(data, at - 1)
         wire_type = key & 7
-        raw: int | memoryview
+        raw: int | bytes
         if wire_type == 0:
             raw, at = _read_varint(data, at)
         elif wire_type == 2:
-            size, at = _read_varint(data, at)
+            size = data[at]
+            at += 1
+            if size > 0x7F:
+                size, at = _read_varint(data, at - 1)
             if at + size > end:
                 raise ProtocolError(f"a field of {size} bytes reaches past its message")
             raw = data[at : at + size]
@@ -599,7 +854,7 @@ def _read(cls: type[M], data: memoryview, payload: _Payload) -> M:
             at += size
         else:
             raise ProtocolError(f"wire type {wire_type} is not in use")
-        reader = plan.readers.get(key)
+        reader = readers.get(key)
         if reader is None:
             continue  # a field of a newer version, or of another wire type
         name, read, repeated = reader
@@ -619,6 +874,13 @@ def _message_reader(cls: type[Message]) -> Reader:
     return lambda raw, payload: _read(cls, raw, payload)
 
 
+def _array_reader(size: int, code: str) -> Callable[[bytes], tuple[int, ...]]:
+    return lambda raw: _unpack(f"<{len(raw) // size}{code}", raw)
+
+
+_read_fixed64s = _array_reader(8, "Q")
+_read_fixed32s = _array_reader(4, "I")
+
 _SCALARS: dict[str, tuple[int, Callable[[bytes], Writer], Reader]] = {
     "uint": (0, _uint_writer, lambda raw, payload: raw),
     "optional uint": (0, _optional_uint_writer, lambda raw, payload: raw),
@@ -626,17 +888,20 @@ _SCALARS: dict[str, tuple[int, Callable[[bytes], Writer], Reader]] = {
     "double": (1, _double_writer, lambda raw, payload: _DOUBLE.unpack(raw)[0]),
     "string": (2, _string_writer, lambda raw, payload: str(raw, "utf-8")),
     "size": (0, _size_writer, lambda raw, payload: payload.take(raw)),
+    "sizes": (2, _sizes_writer, lambda raw, payload: list(map(payload.take, _read_fixed64s(raw)))),
+    "fixed64s": (2, partial(_array_writer, code="Q"), lambda raw, payload: _read_fixed64s(raw)),
+    "fixed32s": (2, partial(_array_writer, code="I"), lambda raw, payload: _read_fixed32s(raw)),
 }
 
 
 class _Plan:
-    """How one message class is written and read, worked out once at import."""
+    """How one message class is written and read, worked out when the first is."""
 
     def __init__(self, cls: type[Message]) -> None:
         self.writers: list[tuple[str, Writer]] = []
         self.readers: dict[int, tuple[str, Reader, bool]] = {}
         # A body that is not in WIRE is the whole payload.
-        self.takes_rest = "body" in {field.name for field in fields(cls)} - set(cls.WIRE)  # type: ignore[arg-type]
+        self.takes_rest = "body" in getattr(cls, "__slots__", ()) and "body" not in cls.WIRE
         for name, (number, kind) in cls.WIRE.items():
             if isinstance(kind, str):
                 wire_type, writer, reader = _SCALARS[kind]
@@ -651,4 +916,11 @@ class _Plan:
 
 
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
-_PLANS = {cls: _Plan(cls) for cls in (*KINDS.values(), Header, Part, Item)}
+_PLANS: dict[type[Message], _Plan] = {}
+
+
+def _plan_of(cls: type[Message]) -> _Plan:
+    plan = _PLANS.get(cls)
+    if plan is None:
+        plan = _PLANS[cls] = _Plan(cls)
+    return plan

@@ -163,7 +163,7 @@ class ModelChange(_message.Message):
     def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., ready_workers: _Optional[int] = ..., wanted_workers: _Optional[int] = ..., done: bool = ...) -> None: ...
 
 class ModelDescription(_message.Message):
-    __slots__ = ("model_name", "model_version", "model_url", "runtime", "min_workers", "max_workers", "batch_size", "max_batch_delay", "response_timeout", "startup_timeout", "batch_wait", "loaded_at_startup", "is_default", "state", "workers", "pending_requests", "remaining_capacity", "last_failure", "customized_metadata", "device_type")
+    __slots__ = ("model_name", "model_version", "model_url", "runtime", "min_workers", "max_workers", "batch_size", "max_batch_delay", "response_timeout", "startup_timeout", "batch_wait", "loaded_at_startup", "is_default", "state", "workers", "pending_requests", "remaining_capacity", "last_failure", "customized_metadata", "device_type", "optimization")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_URL_FIELD_NUMBER: _ClassVar[int]
@@ -184,6 +184,7 @@ class ModelDescription(_message.Message):
     LAST_FAILURE_FIELD_NUMBER: _ClassVar[int]
     CUSTOMIZED_METADATA_FIELD_NUMBER: _ClassVar[int]
     DEVICE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZATION_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: str
     model_url: str
@@ -204,7 +205,48 @@ class ModelDescription(_message.Message):
     last_failure: FailureDescription
     customized_metadata: str
     device_type: str
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., model_url: _Optional[str] = ..., runtime: _Optional[str] = ..., min_workers: _Optional[int] = ..., max_workers: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_batch_delay: _Optional[int] = ..., response_timeout: _Optional[int] = ..., startup_timeout: _Optional[int] = ..., batch_wait: _Optional[str] = ..., loaded_at_startup: bool = ..., is_default: bool = ..., state: _Optional[_Union[ModelState, str]] = ..., workers: _Optional[_Iterable[_Union[WorkerDescription, _Mapping]]] = ..., pending_requests: _Optional[int] = ..., remaining_capacity: _Optional[int] = ..., last_failure: _Optional[_Union[FailureDescription, _Mapping]] = ..., customized_metadata: _Optional[str] = ..., device_type: _Optional[str] = ...) -> None: ...
+    optimization: OptimizationDescription
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., model_url: _Optional[str] = ..., runtime: _Optional[str] = ..., min_workers: _Optional[int] = ..., max_workers: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_batch_delay: _Optional[int] = ..., response_timeout: _Optional[int] = ..., startup_timeout: _Optional[int] = ..., batch_wait: _Optional[str] = ..., loaded_at_startup: bool = ..., is_default: bool = ..., state: _Optional[_Union[ModelState, str]] = ..., workers: _Optional[_Iterable[_Union[WorkerDescription, _Mapping]]] = ..., pending_requests: _Optional[int] = ..., remaining_capacity: _Optional[int] = ..., last_failure: _Optional[_Union[FailureDescription, _Mapping]] = ..., customized_metadata: _Optional[str] = ..., device_type: _Optional[str] = ..., optimization: _Optional[_Union[OptimizationDescription, _Mapping]] = ...) -> None: ...
+
+class OptimizationDescription(_message.Message):
+    __slots__ = ("options", "unchecked", "warnings")
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    UNCHECKED_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    options: _containers.RepeatedCompositeFieldContainer[OptimizationOption]
+    unchecked: str
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, options: _Optional[_Iterable[_Union[OptimizationOption, _Mapping]]] = ..., unchecked: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class OptimizationOption(_message.Message):
+    __slots__ = ("name", "asked", "applied", "detail", "difference")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    asked: str
+    applied: bool
+    detail: str
+    difference: OutputDifference
+    def __init__(self, name: _Optional[str] = ..., asked: _Optional[str] = ..., applied: bool = ..., detail: _Optional[str] = ..., difference: _Optional[_Union[OutputDifference, _Mapping]] = ...) -> None: ...
+
+class OutputDifference(_message.Message):
+    __slots__ = ("inputs", "max_difference", "standard_deviation", "ratio", "equal_top1", "top1_judged")
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    STANDARD_DEVIATION_FIELD_NUMBER: _ClassVar[int]
+    RATIO_FIELD_NUMBER: _ClassVar[int]
+    EQUAL_TOP1_FIELD_NUMBER: _ClassVar[int]
+    TOP1_JUDGED_FIELD_NUMBER: _ClassVar[int]
+    inputs: int
+    max_difference: float
+    standard_deviation: float
+    ratio: float
+    equal_top1: float
+    top1_judged: bool
+    def __init__(self, inputs: _Optional[int] = ..., max_difference: _Optional[float] = ..., standard_deviation: _Optional[float] = ..., ratio: _Optional[float] = ..., equal_top1: _Optional[float] = ..., top1_judged: bool = ...) -> None: ...
 
 class WorkerDescription(_message.Message):
     __slots__ = ("id", "start_time", "state", "pid", "memory_usage", "gpu", "gpu_usage", "threads", "running_requests", "progress", "devices", "ranks")

@@ -13,7 +13,7 @@ class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     KIND_PROGRESS: _ClassVar[Kind]
     KIND_LOADED: _ClassVar[Kind]
     KIND_LOAD_FAILED: _ClassVar[Kind]
-    KIND_STARTED: _ClassVar[Kind]
+    KIND_REPLIES: _ClassVar[Kind]
     KIND_REPLY: _ClassVar[Kind]
     KIND_FAILURE: _ClassVar[Kind]
     KIND_METRIC: _ClassVar[Kind]
@@ -33,7 +33,7 @@ KIND_HELLO: Kind
 KIND_PROGRESS: Kind
 KIND_LOADED: Kind
 KIND_LOAD_FAILED: Kind
-KIND_STARTED: Kind
+KIND_REPLIES: Kind
 KIND_REPLY: Kind
 KIND_FAILURE: Kind
 KIND_METRIC: Kind
@@ -176,28 +176,20 @@ class Settings(_message.Message):
     def __init__(self, threads: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("step", "items")
+    __slots__ = ("step", "numbers", "counts", "lengths", "text", "sizes")
     STEP_FIELD_NUMBER: _ClassVar[int]
-    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
     step: int
-    items: _containers.RepeatedCompositeFieldContainer[Item]
-    def __init__(self, step: _Optional[int] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
-
-class Item(_message.Message):
-    __slots__ = ("request", "remaining_ms", "call")
-    REQUEST_FIELD_NUMBER: _ClassVar[int]
-    REMAINING_MS_FIELD_NUMBER: _ClassVar[int]
-    CALL_FIELD_NUMBER: _ClassVar[int]
-    request: int
-    remaining_ms: int
-    call: Call
-    def __init__(self, request: _Optional[int] = ..., remaining_ms: _Optional[int] = ..., call: _Optional[_Union[Call, _Mapping]] = ...) -> None: ...
-
-class Started(_message.Message):
-    __slots__ = ("step",)
-    STEP_FIELD_NUMBER: _ClassVar[int]
-    step: int
-    def __init__(self, step: _Optional[int] = ...) -> None: ...
+    numbers: _containers.RepeatedScalarFieldContainer[int]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    text: str
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, step: _Optional[int] = ..., numbers: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., sizes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("request", "status", "reason", "headers", "more", "end_of_step")
@@ -214,6 +206,18 @@ class Reply(_message.Message):
     more: bool
     end_of_step: bool
     def __init__(self, request: _Optional[int] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., more: bool = ..., end_of_step: bool = ...) -> None: ...
+
+class Replies(_message.Message):
+    __slots__ = ("requests", "sizes", "handler_us", "end_of_step")
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    HANDLER_US_FIELD_NUMBER: _ClassVar[int]
+    END_OF_STEP_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedScalarFieldContainer[int]
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    handler_us: int
+    end_of_step: bool
+    def __init__(self, requests: _Optional[_Iterable[int]] = ..., sizes: _Optional[_Iterable[int]] = ..., handler_us: _Optional[int] = ..., end_of_step: bool = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("request", "kind", "message", "traceback", "end_of_step", "status")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import enum
 import itertools
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from torchd_server.request import Request
 from torchd_server.settings import ModelSettings, SequenceHeaders
 from torchd_server.store import UnpackedModel
 from torchd_server.worker import Worker, WorkerPlan
+
+logger = logging.getLogger(__name__)
 
 _numbers = itertools.count(1)
 
@@ -88,6 +91,8 @@ class VersionStatus:
     pending: int
     remaining: int
     last_failure: WorkerFailure | None
+    # What `optimize:` did, as the workers say it (JSON); empty if nothing was asked for, or none has loaded.
+    optimization_json: str = ""
 
     @property
     def device_type(self) -> str:
@@ -137,6 +142,7 @@ class ModelVersion:
         self._policy = modes.policy_for(settings, machinery.clock, machinery.sequence_headers, (name, version))
         self._account = Account(machinery.devices, name, version, settings)
         self._pool = WorkerPool(self._make_worker, self._account, machinery.unload_grace_seconds, self._changed)
+        self._cost = ""
         self._draining = False
         self._unfinished = Deadlines(machinery.clock)
         self._nothing_left = asyncio.Event()
@@ -238,6 +244,7 @@ class ModelVersion:
         """Serves with these settings from now on; workers keep running, and handlers keep the batch size they know."""
         self.settings = settings
         modes.resize(self._policy, settings)
+        modes.group_by(self._policy, settings, self._cost, self._machinery.clock)
         for worker in self._pool.workers():
             worker.allow(settings.response_timeout)
 
@@ -282,6 +289,7 @@ class ModelVersion:
             self._policy.depth,
             self._policy.room,
             self._pool.last_failure,
+            next(filter(None, (worker.ranks[0].loaded.optimization_json for worker in self._pool.workers())), ""),
         )
 
     def _absent_workers(self) -> list[str]:
@@ -354,12 +362,28 @@ class ModelVersion:
         )
 
     def _changed(self) -> None:
+        self._group_by_cost()
         self._metrics.worker_states([worker.state.value for worker in self._pool.workers()] + self._absent_workers())
         if self._pool.given_up is not None and not self._pool.ready:
             self._answer_waiting(self._failed(self._pool.given_up))
         elif not self._pool.wanted:  # also what a leaving worker hands back finds nobody
             self._answer_waiting(errors.NoWorker(self.name, self.version))
         self._on_change()
+
+    def _group_by_cost(self) -> None:
+        """Once a worker has loaded, its handler has said what its requests are batched by."""
+        if self._cost:
+            return
+        said = (worker.ranks[0].loaded.cost for worker in self._pool.workers() if worker.was_ready)
+        self._cost = next(said, "")
+        if self._cost:
+            key = modes.group_by(self._policy, self.settings, self._cost, self._machinery.clock)
+            logger.info(
+                "batched by %s; its handler says %s",
+                key or "arrival",
+                self._cost,
+                extra={"model": self.name, "version": self.version},
+            )
 
     def _failed(self, failure: WorkerFailure) -> errors.ModelFailed:
         return errors.ModelFailed(self.name, self.version, str(failure.error))

@@ -98,6 +98,11 @@ class Rank:
         return self._process.pid if self._process is not None else 0
 
     @property
+    def begun(self) -> int:
+        """Number of the last batch it has begun, 0 before there is one."""
+        return self._process.begun if self._process is not None else 0
+
+    @property
     def progress(self) -> str:
         """How far loading is, in words; empty if it has said nothing or is done."""
         if self.state is not RankState.LOADING or not (self.percent or self.doing):

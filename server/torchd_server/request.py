@@ -64,6 +64,7 @@ class Request:
         "sent_at",
         "sent_times",
         "state",
+        "step",
     )
 
     def __init__(
@@ -83,6 +84,7 @@ class Request:
         self.received_at = clock.time()
         self.sent_times = 0
         self.sent_at = 0.0
+        self.step = 0
         self.has_answer = False
         self.replied_at = 0.0
         # The client's own deadline counts for the whole answer; the model's timeout for each chunk of a streamed one,
@@ -99,10 +101,11 @@ class Request:
         """It waits, held by `owner`."""
         self._move(State.QUEUED, owner)
 
-    def sent(self, owner: Owner, now: float = 0.0) -> None:
-        """It is with a worker, held by `owner`, from `now` on."""
+    def sent(self, owner: Owner, now: float = 0.0, step: int = 0) -> None:
+        """It is with a worker, held by `owner`, from `now` on, in the worker's batch number `step`."""
         self.sent_times += 1
         self.sent_at = now
+        self.step = step
         self._move(State.SENT, owner)
 
     def _move(self, state: State, owner: Owner) -> None:

@@ -33,6 +33,12 @@ class ModelSettings:
     batch_size: int = 1
     max_batch_delay_ms: int = 100
     batch_wait: str = "adaptive"
+    # What inputs of like size are batched together by; "" is what the handler says, "none" the order of arrival.
+    batch_cost: str = ""
+    # Longest input x requests of such a batch, at most; 0 sets no limit.
+    batch_cost_budget: int = 0
+    # Requests that have waited so long are passed over only by others that have.
+    batch_cost_delay_ms: int = 10_000
     response_timeout: int = 120
     startup_timeout: int = 120
     job_queue_size: int = 100
@@ -92,6 +98,8 @@ _RANGES = {
     "max_workers": (0, 64),
     "batch_size": (1, 1024),
     "max_batch_delay_ms": (0, 60_000),
+    "batch_cost_budget": (0, 2**48),
+    "batch_cost_delay_ms": (0, 86_400_000),
     "response_timeout": (1, 86_400),
     "startup_timeout": (1, 86_400),
     "job_queue_size": (1, 100_000),
@@ -112,6 +120,7 @@ _SWITCHES = ("continuous_batching", "sequence_batching", "async_communication", 
 BATCH_WAITS = ["adaptive", "full"]
 _CHOICES: dict[str, Sequence[str]] = {
     "batch_wait": BATCH_WAITS,
+    "batch_cost": ("", "tokens", "pixels", "bytes", "none"),
     "device_type": ("", "cpu", "gpu", "neuron"),
     "runtime": ("python", "python3"),
     "parallel_type": ("", "pp", "tp", "pptp", "custom"),
@@ -124,6 +133,9 @@ MODEL_CONFIG_KEYS = {
     "batchSize": "batch_size",
     "maxBatchDelay": "max_batch_delay_ms",
     "batchWait": "batch_wait",
+    "batchCost": "batch_cost",
+    "batchCostBudget": "batch_cost_budget",
+    "batchCostDelay": "batch_cost_delay_ms",
     "responseTimeout": "response_timeout",
     "startupTimeout": "startup_timeout",
     "jobQueueSize": "job_queue_size",

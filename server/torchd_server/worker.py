@@ -26,14 +26,15 @@ from torchd_protos.frames import (
     Credit,
     Failure,
     FrameLimits,
+    Header,
     Item,
     Load,
     Message,
     Metric,
     ProtocolError,
+    Replies,
     Reply,
     Settings,
-    Started,
 )
 from torchd_server import errors
 from torchd_server.accelerators.cpu import ThreadBudget
@@ -120,13 +121,16 @@ class Worker:
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # What is with the worker and has not had its last answer; who was released meanwhile is done and stays here.
         self._live: dict[int, Request] = {}
-        # What was sent together, until the worker says Started.
-        self._unstarted: dict[int, list[Request]] = {}
         self._step = 0
-        # Where requests do not join one by one: the batch that runs.
-        self._batch: list[Request] = []
+        # Where requests do not join one by one: the batch that runs, and the one that waits in its socket.
+        self._batches: deque[list[Request]] = deque()
+        # When the batch that runs had the worker to itself.
+        self._free_at = 0.0
         self._nothing_runs: asyncio.Future[None] | None = None
+        self._labels = [Header("ModelName", plan.load.model), Header("Level", "Model")]
+        # Of the load or, while something runs, of the next answer; it is set again when it rings, not at each answer.
         self._timer: Timer | None = None
+        self._kill_timer: Timer | None = None
         self._heard_at = 0.0
 
     @property
@@ -167,6 +171,11 @@ class Worker:
     def room(self) -> int:
         """Requests it can take now."""
         return self._policy.turn.room(len(self._live))
+
+    @property
+    def takes_ahead(self) -> bool:
+        """Whether a batch sent now would be the next to run, and no other waits for that."""
+        return len(self._batches) == 1 and self.state is WorkerState.READY
 
     @property
     def identity(self) -> dict[str, str]:
@@ -223,19 +232,19 @@ class Worker:
         """Sends a batch to the process."""
         now = self._clock.time()
         self._step += 1
-        self._unstarted[self._step] = batch
         if not self._policy.turn.joins:
-            self._batch = batch
+            self._batches.append(batch)
+        if not self._live:
+            self._heard_at = now
         items = []
         for request in batch:
-            request.sent(self, now)
+            request.sent(self, now, self._step)
             self._live[request.number] = request
             self._metrics.queue_seconds(now - request.received_at)
             items.append(Item(request.number, max(1, int((request.deadline - now) * 1000)), request.call))
         self._metrics.batch_size(len(batch))
         self._metrics.batch_wait_seconds(waited_seconds)
         if self._timer is None:
-            self._heard_at = now
             self._arm_hang_timer()
         if self._link is not None:
             self._link.send(Batch(self._step, items))
@@ -253,12 +262,12 @@ class Worker:
     def received(self, message: Message) -> None:
         """What the leader says; what it says of itself is heard by its rank."""
         match message:
+            case Replies():
+                self._replies(message)
             case Reply():
                 self._reply(message)
             case Failure():
                 self._failure(message)
-            case Started():
-                self._unstarted.pop(message.step, None)
             case _:
                 self._group.leader.received(message)
 
@@ -300,7 +309,10 @@ class Worker:
         self._kill_hung(errors.LoadFailed(text))
 
     def _answer_timeout(self) -> None:
-        if self._clock.time() < self._heard_at + self._patience:  # chunks have come meanwhile
+        self._timer = None
+        if not self._live:  # nothing is awaited: the next batch sets it again
+            return
+        if self._clock.time() < self._heard_at + self._patience:  # answers have come meanwhile
             self._arm_hang_timer()
             return
         limits = f"response_timeout, {self.plan.response_timeout:g} s, and {self._grace:g} s of grace"
@@ -317,22 +329,33 @@ class Worker:
     def _kill_hung(self, cause: errors.TorchdError) -> None:
         logger.warning("worker hangs and is killed: %s", cause, extra=self.identity)
         self._group.dump_stacks()
-        self._timer = self._clock.call_at(self._clock.time() + STACK_DUMP_SECONDS, lambda: self.kill(cause))
+        self._kill_timer = self._clock.call_at(self._clock.time() + STACK_DUMP_SECONDS, lambda: self.kill(cause))
 
     def _arm_hang_timer(self) -> None:
         self._timer = self._clock.call_at(self._heard_at + self._patience, self._answer_timeout)
 
     def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._kill_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._kill_timer = None
+
+    def _replies(self, replies: Replies) -> None:
+        """The running batch has been through the handler: the rest of its answers, and the time that took."""
+        batch = self._batches[0] if self._batches else ()
+        for number, body in zip(replies.requests, replies.bodies, strict=True):
+            self._reply(Reply(number, body=body))
+        if replies.end_of_step:
+            self._end_batch()
+        if self._metrics.hears_requests:
+            ids = ",".join([request.call.request_id for request in batch])
+            milliseconds = round(replies.handler_us / 1000, 2)
+            self.measured(Metric("PredictionTime", milliseconds, "Milliseconds", "gauge", self._labels, ids))
 
     def _reply(self, reply: Reply) -> None:
         request = self._live.get(reply.request)
         if request is None:
             raise ProtocolError(f"an answer to request {reply.request}, which this worker does not run")
-        if self._unstarted:
-            self._mark_started(request)
         if reply.headers:
             self._policy.heard(reply.headers)
         if reply.more:
@@ -352,8 +375,6 @@ class Worker:
         request = self._live.pop(failure.request, None)
         if request is None:
             raise ProtocolError(f"a failure of request {failure.request}, which this worker does not run")
-        if self._unstarted:
-            self._mark_started(request)
         self.has_answered = True
         if failure.traceback:
             logger.error("handler failed: %s\n%s", failure.message, failure.traceback, extra=self.identity)
@@ -365,30 +386,31 @@ class Worker:
         request.finish(error)
         self._left(request, failure.end_of_step)
 
-    def _mark_started(self, request: Request) -> None:
-        """An answer says as much as Started."""
-        for step, batch in self._unstarted.items():
-            if request in batch:
-                del self._unstarted[step]
-                return
-
     def _left(self, request: Request, end_of_step: bool) -> None:
         """A request has had its last answer; where requests do not join one by one, `end_of_step` ends the batch."""
         if self._policy.turn.joins:
             self._end([request])
         elif end_of_step:
-            if self._live:
-                raise ProtocolError(f"the batch ended with {len(self._live)} requests unanswered")
-            batch, self._batch = self._batch, []
-            self._end(batch)
+            self._end_batch()
+
+    def _end_batch(self) -> None:
+        if not self._batches:
+            raise ProtocolError("a batch ended where none runs")
+        batch = self._batches.popleft()
+        if unanswered := sum(request.number in self._live for request in batch):
+            raise ProtocolError(f"the batch ended with {unanswered} requests unanswered")
+        self._end(batch)
 
     def _end(self, requests: list[Request]) -> None:
         """These, which were sent together, run no more: there is room for others."""
         self._heard_at = self._clock.time()
-        seconds = self._heard_at - requests[0].sent_at
+        seconds = self._heard_at - max(requests[0].sent_at, self._free_at)
+        if not self._policy.turn.joins:
+            self._free_at = self._heard_at
         self._metrics.worker_seconds(seconds)
         if not self._live:
-            self._disarm()
+            if self._kill_timer is not None:  # its last answer came in the last moment
+                self._disarm()
             if self._nothing_runs is not None and not self._nothing_runs.done():
                 self._nothing_runs.set_result(None)
         self._policy.finished(self, requests, seconds)
@@ -411,17 +433,19 @@ class Worker:
     def group_gone(self) -> None:
         """Its end, once: answers what it had begun, hands back what it had not, and tells who keeps it."""
         cause = self._group.end
+        begun = self._group.leader.begun
         self._disarm()
         for rank in self.ranks:
             self._threads.leave(rank)
         self._group.close()
         self.state = WorkerState.DEAD
         live, self._live = list(self._live.values()), {}
-        self._policy.finished(self, self._batch or live, None)
-        # What had not begun may run elsewhere; what a second worker did not survive is no bad luck any more.
-        unstarted = {request for batch in self._unstarted.values() for request in batch}
+        sent = [request for batch in self._batches for request in batch]
+        self._policy.finished(self, sent or live, None)
         waiting = [request for request in live if request.state is not State.DONE]
-        again = [request for request in waiting if request in unstarted and request.sent_times < SENT_AT_MOST]
+        # What had not begun may run elsewhere; what a second worker did not survive is no bad luck any more.
+        unbegun = [request for request in waiting if request.step > begun and not request.has_answer]
+        again = [request for request in unbegun if request.sent_times < SENT_AT_MOST]
         self._policy.leave(self, again)
         for request in waiting:
             if request not in again:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -22,8 +23,30 @@ WHOLE_PAYLOAD = (frames.Reply, frames.Task)
 NARROW = {"protocol", "rank", "pid", "gpu_id", "batch_size", "threads", "percent", "status", "level", "ranks"}
 
 
+# Of a call there travel with a batch its id, its headers and its parts.
+ITEMS = st.builds(
+    frames.Item,
+    UINT64,
+    UINT64,
+    st.builds(
+        frames.Call,
+        request_id=TEXT,
+        headers=st.lists(st.builds(frames.Header, TEXT, TEXT), max_size=4),
+        parts=st.lists(st.builds(frames.Part, TEXT, TEXT, BODY), max_size=4),
+    ),
+)
+
+
 def strategy(cls: type[frames.Message]) -> st.SearchStrategy[Any]:
     """Instances of one message class, made from its own table of fields."""
+    if cls is frames.Batch:
+        return st.builds(frames.Batch, UINT64, st.lists(ITEMS, max_size=4))
+    if cls is frames.Replies:
+        answers = st.lists(st.tuples(UINT64, BODY), max_size=4)
+        return st.builds(
+            lambda told, *rest: frames.Replies([number for number, _ in told], [body for _, body in told], *rest),
+            *(answers, UINT64, st.booleans()),
+        )
     fields: dict[str, st.SearchStrategy[Any]] = {name: _value(name, kind) for name, (_, kind) in cls.WIRE.items()}
     if cls in WHOLE_PAYLOAD:
         fields["body"] = BODY
@@ -52,10 +75,15 @@ MESSAGES = st.sampled_from(sorted(frames.KINDS)).flatmap(lambda kind: strategy(f
 def to_generated(message: frames.Message) -> Any:
     """The same content in the generated class."""
     made: Any = getattr(worker_pb2, type(message).__name__)()
-    for name, (_, kind) in message.WIRE.items():
-        value = getattr(message, name)
+    wire = message.on_wire() if isinstance(message, frames.Batch) else message
+    for name, (_, kind) in wire.WIRE.items():
+        value = getattr(wire, name)
         if kind == "size":
             made.size = len(value)
+        elif kind == "sizes":
+            made.sizes.extend(map(len, value))
+        elif kind in ("fixed32s", "fixed64s"):
+            getattr(made, name).extend(value)
         elif isinstance(kind, list):
             getattr(made, name).extend(to_generated(item) for item in value)
         elif isinstance(kind, type):
@@ -67,6 +95,9 @@ def to_generated(message: frames.Message) -> Any:
 
 def plain(value: Any) -> Any:
     """A message as nested tuples: a body may be bytes or a view of them, a sequence a list or a tuple."""
+    if isinstance(value, frames.Batch):
+        items = [(item.request, item.remaining_ms, plain(item.call)) for item in value.items]
+        return (frames.Batch, value.step, *items)
     if isinstance(value, frames.Message):
         names = (*value.WIRE, *(["body"] if isinstance(value, WHOLE_PAYLOAD) else []))
         return (type(value), *(plain(getattr(value, name)) for name in names))
@@ -100,10 +131,11 @@ def test_every_kind_of_the_contract_has_its_class() -> None:
 
 
 def test_every_field_of_the_contract_has_its_number() -> None:
-    classes: list[type[frames.Message]] = [*frames.KINDS.values(), frames.Header, frames.Part, frames.Item]
+    classes: list[type[frames.Message]] = [*frames.KINDS.values(), frames.Header, frames.Part]
     for cls in classes:
         descriptor = worker_pb2.DESCRIPTOR.message_types_by_name[cls.__name__]
-        ours = {"size" if kind == "size" else name: number for name, (number, kind) in cls.WIRE.items()}
+        wire = frames.Columns.WIRE if cls is frames.Batch else cls.WIRE
+        ours = {kind if kind in ("size", "sizes") else name: number for name, (number, kind) in wire.items()}
         assert ours == {field.name: field.number for field in descriptor.fields}, cls.__name__
 
 
@@ -217,7 +249,12 @@ def _feed_anything(reader: frames.FrameReader, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("kind", "header", "payload"),
     [
-        (18, worker_pb2.Batch(items=[{"call": {"parts": [{"size": 5}]}}]).SerializeToString(), b"four"),
+        (18, worker_pb2.Batch(numbers=[1, 2], counts=[0, 1], lengths=[0] * 3, sizes=[5]).SerializeToString(), b"four"),
+        (18, worker_pb2.Batch(numbers=[1, 2], counts=[0, 2], lengths=[0] * 3, sizes=[4]).SerializeToString(), b"four"),
+        (18, worker_pb2.Batch(numbers=[1, 2], counts=[0, 1], lengths=[0] * 3, sizes=[4] * 2).SerializeToString(), b""),
+        (18, worker_pb2.Batch(numbers=[1, 2], counts=[0, 0], lengths=[2], text="four").SerializeToString(), b""),
+        (18, worker_pb2.Batch(numbers=[1, 2, 3], counts=[0, 0], lengths=[0]).SerializeToString(), b""),
+        (5, worker_pb2.Replies(requests=[1, 2], sizes=[4]).SerializeToString(), b"four"),
         (32, worker_pb2.Call(parts=[{"size": 2}]).SerializeToString(), b"four"),
         (1, b"", b"a Hello has no payload"),
         (1, b"\x0a", b""),
@@ -229,6 +266,11 @@ def _feed_anything(reader: frames.FrameReader, data: bytes) -> None:
     ],
     ids=[
         "part past the payload",
+        "more parts than texts",
+        "more sizes than parts",
+        "text that nobody has",
+        "numbers that nobody has",
+        "fewer answers than requests",
         "payload without a part",
         "payload without a place",
         "string without a length",
@@ -245,8 +287,8 @@ def test_a_lie_inside_a_frame_is_refused(kind: int, header: bytes, payload: byte
 
 
 def test_a_field_of_a_newer_version_is_passed_over() -> None:
-    later = worker_pb2.Started(step=7).SerializeToString() + b"\xf8\x3f\x05" + b"\xfa\x3f\x03new"
-    assert list(frames.FrameReader().feed(frame(5, later))) == [frames.Started(step=7)]
+    later = worker_pb2.Cancel(request=7).SerializeToString() + b"\xf8\x3f\x05" + b"\xfa\x3f\x03new"
+    assert list(frames.FrameReader().feed(frame(19, later))) == [frames.Cancel(request=7)]
 
 
 def test_a_lone_surrogate_does_not_break_the_frame() -> None:
@@ -262,11 +304,11 @@ def test_an_absent_gpu_is_not_gpu_0(gpu_id: int | None) -> None:
     assert read.gpu_id == gpu_id
 
 
-@pytest.mark.parametrize("cls", [*frames.KINDS.values(), frames.Item, frames.Part, frames.Header])
+@pytest.mark.parametrize("cls", [*frames.KINDS.values(), frames.Part, frames.Header])
 def test_an_absent_field_is_empty_and_not_a_default_of_the_class(cls: type[frames.Message]) -> None:
     """What one side leaves out because it is empty must not come to life on the other side."""
     wrapped = {
-        frames.Item: frames.Batch(items=[frames.Item(call=frames.Call())]),
+        frames.Batch: frames.Batch(items=[frames.Item()]),
         frames.Part: frames.Call(parts=[frames.Part(name="", content_type="")]),
         frames.Header: frames.Call(headers=[frames.Header()]),
     }
@@ -277,4 +319,37 @@ def test_an_absent_field_is_empty_and_not_a_default_of_the_class(cls: type[frame
     assert plain(read) == plain(empty)
 
 
-_EMPTY = {"uint": 0, "optional uint": None, "bool": False, "double": 0.0, "string": "", "size": b""}
+_EMPTY = {
+    "uint": 0,
+    "optional uint": None,
+    "bool": False,
+    "double": 0.0,
+    "string": "",
+    "size": b"",
+    "sizes": (),
+    "fixed64s": (),
+    "fixed32s": (),
+}
+
+
+@pytest.mark.parametrize("size", [frames.RECEIVE_BYTES, 3_000_000, 40_000_000])
+def test_a_large_payload_comes_whole_and_what_follows_it_too(size: int) -> None:
+    body = random.Random(size).randbytes(size)
+    stream = joined(frames.Reply(1, body=b"before")) + joined(frames.Reply(2, body=body)) + joined(frames.Cancel(3))
+    first, second, third = frames.FrameReader().feed(stream)
+    assert (first, second, third) == (frames.Reply(1, body=b"before"), frames.Reply(2, body=body), frames.Cancel(3))
+
+
+def test_a_header_larger_than_the_readers_buffer_is_read() -> None:
+    log = frames.Log(text="x" * 3 * frames.RECEIVE_BYTES)
+    reader = frames.FrameReader()
+    assert list(reader.feed(joined(log) * 2 + joined(frames.Cancel(3)))) == [log, log, frames.Cancel(3)]
+
+
+def test_the_headers_of_a_batch_are_a_sequence_like_another() -> None:
+    headers = [frames.Header("a", "1"), frames.Header("\u00e9", "\U0001f600"), frames.Header("", "")]
+    batch = frames.Batch(1, [frames.Item(7, 8, frames.Call(request_id="r", headers=headers))])
+    [read] = frames.FrameReader().feed(joined(batch))
+    assert isinstance(read, frames.Batch)
+    found = read.items[0].call.headers
+    assert (found, list(found), found[1], found[-1:], len(found)) == (headers, headers, headers[1], headers[2:], 3)

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from bench import report
-from bench.clients import Load
-from bench.gpu_memory import memory_by_process
-from bench.models import MODELS, OPTIMIZATIONS, QUICK, Setup, config_of
-from bench.report import COLUMNS, Row
+from benchmarks.gpu import report
+from benchmarks.gpu.clients import Load
+from benchmarks.gpu.gpu_memory import memory_by_process
+from benchmarks.gpu.models import MODELS, OPTIMIZATIONS, QUICK, Setup, config_of
+from benchmarks.gpu.report import COLUMNS, Row
 from rich.console import Console
 
 pytest.importorskip("transformers")
@@ -129,8 +129,8 @@ MEASURE_ALL = """
 import os, sys
 from pathlib import Path
 import torch, transformers
-from bench.bare import measure
-from bench.models import OPTIMIZATIONS, QUICK, Setup, write_model
+from benchmarks.gpu.bare import measure
+from benchmarks.gpu.models import OPTIMIZATIONS, QUICK, Setup, write_model
 
 for name, model in QUICK.items():
     child = os.fork()

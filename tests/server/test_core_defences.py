@@ -89,7 +89,7 @@ async def loads_then_is_killed(worker: FakeWorker) -> None:
 
 
 async def dies_with_a_batch(worker: FakeWorker) -> None:
-    """Takes a batch and dies before it says Started."""
+    """Takes a batch and dies before it begins it."""
     await loads(worker)
     await worker.hears(Batch)
     worker.exit(-11)

@@ -10,21 +10,21 @@ import pytest
 import uvloop
 from fakes import in_loop, turns, until
 
-from torchd_protos.frames import Failure, FrameLimits, LoadFailed, Message, ProtocolError, Reply, Started, encode
+from torchd_protos.frames import Failure, FrameLimits, LoadFailed, Message, ProtocolError, Replies, Reply, encode
 from torchd_server import errors
 from torchd_server.faults import install
 from torchd_server.link import Link, error_of, load_error_of
 
 
 class RecordingReceiver:
-    """Writes down what it hears; refuses Started."""
+    """Writes down what it hears; refuses Replies."""
 
     def __init__(self) -> None:
         self.heard: list[Message] = []
         self.ends: list[ProtocolError | OSError | None] = []
 
     def received(self, message: Message) -> None:
-        if isinstance(message, Started):
+        if isinstance(message, Replies):
             raise ProtocolError("no")
         self.heard.append(message)
 
@@ -58,7 +58,7 @@ async def test_messages_arrive_however_they_are_cut() -> None:
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize(
-    "said", [[Reply(1)], [Reply(1), Reply(2, body=b"x" * 500)], [Reply(1), Started(1)], []], ids=len
+    "said", [[Reply(1)], [Reply(1), Reply(2, body=b"x" * 500)], [Reply(1), Replies()], []], ids=len
 )
 def test_what_a_worker_says_before_its_link_is_open_arrives(
     new_loop: Callable[[], asyncio.AbstractEventLoop], said: list[Message]
@@ -70,7 +70,7 @@ def test_what_a_worker_says_before_its_link_is_open_arrives(
         theirs.send(b"".join(map(frame, said)) + frame(Reply(3))[:5])
         receiver = RecordingReceiver()
         link = await Link.open(ours, receiver, FrameLimits(payload=1000))
-        is_broken = any(isinstance(message, Started) for message in said)
+        is_broken = any(isinstance(message, Replies) for message in said)
         if not is_broken:
             theirs.send(frame(Reply(3))[5:])
         heard = said[:1] if is_broken else [*said, Reply(3)]
@@ -86,7 +86,7 @@ def test_what_a_worker_says_before_its_link_is_open_arrives(
         runner.run(asyncio.wait_for(hear(), 20.0))
 
 
-@pytest.mark.parametrize("data", [b"\xff" * 50, frame(Started(1)), frame(Reply(1, body=b"x" * 1001))])
+@pytest.mark.parametrize("data", [b"\xff" * 50, frame(Replies()), frame(Reply(1, body=b"x" * 1001))])
 @in_loop
 async def test_bytes_that_do_not_belong_end_the_link(data: bytes) -> None:
     """W21: what came before them counts, what comes after does not."""

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from fakes import in_loop, until
 
-from torchd_protos.frames import FrameReader, Hello, Load, LoadFailed, Message, encode
+from torchd_protos.frames import PROTOCOL_VERSION, FrameReader, Hello, Load, LoadFailed, Message, encode
 from torchd_server.placement.base import Exit, WorkerSpec
 from torchd_server.placement.local import LINE_BYTES, LocalPlacement, LocalProcess
 
@@ -58,7 +58,7 @@ async def hears(process: LocalProcess, kind: type[Message]) -> Message:
 @in_loop
 async def _says_hello(tmp_path: Path) -> None:
     async with launched(tmp_path) as process:
-        assert await hears(process, Hello) == Hello(1, 7, 0, process.pid)
+        assert await hears(process, Hello) == Hello(PROTOCOL_VERSION, 7, 0, process.pid)
         living = psutil.Process(process.pid)
         assert os.getsid(process.pid) == process.pid
         assert living.cwd() == os.path.realpath(tmp_path)  # noqa: ASYNC240

@@ -26,7 +26,7 @@ from fakes import (
     until,
 )
 
-from torchd_protos.frames import Batch, Load, Metric, Started, Unload
+from torchd_protos.frames import Batch, Load, Metric, Unload
 from torchd_server import errors, pool
 from torchd_server.metrics import Metrics, NoSink
 from torchd_server.model import ModelState, ModelVersion
@@ -160,7 +160,7 @@ async def test_queued_requests_outlive_the_worker_they_waited_for() -> None:
     await bench.scaled(1)
     lost, kept = bench.model.submit(call(b"1")), bench.model.submit(call(b"2"))
     process = bench.placement.launched[0]
-    process.say(Started((await process.hears(Batch)).step))
+    process.begin((await process.hears(Batch)).step)
     await turns()
     process.exit(-9)
     with pytest.raises(errors.WorkerDied, match="SIGKILL"):
@@ -191,7 +191,7 @@ async def test_draining_answers_what_was_accepted_and_refuses_the_rest() -> None
     for _ in range(2):
         await until(lambda: process.told(Batch))
         batch = process.told(Batch)[-1]
-        process.say(Started(batch.step), *answers(batch))
+        process.say(*answers(batch))
         await until(lambda batch=batch: process.told(Batch)[-1] is not batch or not bench.model.unfinished)  # type: ignore[misc]
     await draining
     assert (await body(running), await body(queued)) == (b"1", b"2")
@@ -224,7 +224,7 @@ async def test_scaling_to_nothing_answers_the_queue_and_lets_the_batch_finish() 
     bench.model.scale(0, 0)
     with pytest.raises(errors.NoWorker):
         await queued.answer()
-    process.say(Started(batch.step), *answers(batch))
+    process.say(*answers(batch))
     assert await body(running) == b"1"
     await until(process.exited.done)
     assert not process.was_killed
@@ -311,7 +311,7 @@ async def test_a_handlers_own_prediction_time_does_not_end_its_worker() -> None:
     process = bench.placement.launched[0]
     request = bench.model.submit(call(b"1"))
     batch = await process.hears(Batch)
-    process.say(Metric("PredictionTime", -math.inf, "ms", "gauge"), Started(batch.step), *answers(batch))
+    process.say(Metric("PredictionTime", -math.inf, "ms", "gauge"), *answers(batch))
     assert await body(request) == b"1"
     await bench.end()
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from fakes import in_loop, turns, until
 
-from torchd_protos.frames import FrameReader, Hello, Message
+from torchd_protos.frames import PROTOCOL_VERSION, FrameReader, Hello, Message
 from torchd_server import faults
 from torchd_server.placement import ThisMachine
 from torchd_server.placement.base import WorkerProcess, WorkerSpec
@@ -71,7 +71,7 @@ async def _ranks(tmp_path: Path) -> None:
     own = ({"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "none"})
     async with launched(spec(tmp_path, *own), lines) as processes:
         for rank, process in enumerate(processes):
-            assert await said_hello(process) == Hello(1, 7, rank, process.pid)
+            assert await said_hello(process) == Hello(PROTOCOL_VERSION, 7, rank, process.pid)
         living = [psutil.Process(process.pid) for process in processes]
         environments = [process.environ() for process in living]
         told = [options(process) for process in living]
@@ -116,7 +116,7 @@ def test_each_rank_has_cores_to_itself(tmp_path: Path) -> None:
 @in_loop
 async def _alone(tmp_path: Path) -> None:
     async with launched(spec(tmp_path, {"NEURON_RT_VISIBLE_CORES": "3"}), []) as (process,):
-        assert await said_hello(process) == Hello(1, 7, 0, process.pid)
+        assert await said_hello(process) == Hello(PROTOCOL_VERSION, 7, 0, process.pid)
         living = psutil.Process(process.pid)
         assert living.environ()["NEURON_RT_VISIBLE_CORES"] == "3"
         assert "RANK" not in living.environ()

@@ -22,6 +22,7 @@ from fakes import (
 )
 
 from torchd_protos.frames import (
+    PROTOCOL_VERSION,
     Batch,
     Cancel,
     Credit,
@@ -34,9 +35,9 @@ from torchd_protos.frames import (
     Log,
     Message,
     Progress,
+    Replies,
     Reply,
     Settings,
-    Started,
     Unload,
 )
 from torchd_server import errors
@@ -96,7 +97,7 @@ class Bench:
         worker, processes = await self.started()
         batch = await processes[0].hears(Batch)
         if started:
-            processes[0].say(Started(batch.step))
+            processes[0].begin(batch.step)
         await turns()
         return worker, processes, batch
 
@@ -153,7 +154,7 @@ async def test_the_leader_alone_is_asked_and_answers() -> None:
     await bench.end(worker)
 
 
-@pytest.mark.parametrize("said", [Reply(1, body=b"x", end_of_step=True), Failure(1, "HandlerFailed", "no"), Started(1)])
+@pytest.mark.parametrize("said", [Reply(1, body=b"x", end_of_step=True), Failure(1, "HandlerFailed", "no"), Replies()])
 @in_loop
 async def test_a_rank_beside_the_leader_that_answers_breaks_the_protocol(said: Message) -> None:
     """W22."""
@@ -184,7 +185,7 @@ async def test_a_rank_that_says_it_is_another_is_refused() -> None:
     """W06."""
 
     async def poses_as_leader(process: FakeWorker) -> None:
-        process.say(Hello(1, process.spec.incarnation, 0, process.pid))
+        process.say(Hello(PROTOCOL_VERSION, process.spec.incarnation, 0, process.pid))
 
     bench = Bench(loads_only, poses_as_leader)
     worker = bench.worker()

@@ -22,6 +22,7 @@ from fakes import (
 from torchd_protos.frames import (
     CHUNK_OVERHEAD,
     PREFIX,
+    PROTOCOL_VERSION,
     Batch,
     Cancel,
     Credit,
@@ -34,7 +35,6 @@ from torchd_protos.frames import (
     Message,
     Reply,
     Settings,
-    Started,
     Unload,
     encode,
 )
@@ -100,7 +100,7 @@ async def running_batch(bench: Bench, count: int, *, started: bool = True) -> tu
     batch = await process.hears(Batch)
     assert len(batch.items) == count
     if started:
-        process.say(Started(batch.step))
+        process.begin(batch.step)
     await turns()
     return worker, process, batch
 
@@ -218,7 +218,7 @@ HOSTILE: dict[str, list[Message] | bytes] = {
     "an end in the middle of a stream": [Reply(1, body=b"first", more=True, end_of_step=True)],
     "an answer that is too large": [Reply(1, body=b"x" * 2000)],
     "loaded twice": [Loaded()],
-    "hello twice": [Hello(1, 0, 0, 1)],
+    "hello twice": [Hello(PROTOCOL_VERSION, 0, 0, 1)],
     "a message of the daemon": [Unload()],
     "garbage": b"\xff" * 100,
     "a frame of 2**60 bytes": PREFIX.pack(6, 10, 2**60),
@@ -249,7 +249,7 @@ async def test_a_second_hello_and_loaded_do_not_make_a_worker_take_two_batches()
     """W22: what it runs already would be forgotten."""
     bench = Bench()
     worker, process, _ = await running_batch(bench, 4)
-    process.say(Hello(1, worker.incarnation, 0, process.pid), Loaded())
+    process.say(Hello(PROTOCOL_VERSION, worker.incarnation, 0, process.pid), Loaded())
     for _ in range(4):
         bench.put()
     await bench.end(worker)
@@ -274,7 +274,7 @@ async def test_an_incarnation_of_another_worker_is_refused() -> None:
     """W06: a late answer of an earlier worker cannot even arrive; its hello is not accepted."""
 
     async def impostor(process: FakeWorker) -> None:
-        process.say(Hello(1, process.spec.incarnation - 1, 0, process.pid), Loaded())
+        process.say(Hello(PROTOCOL_VERSION, process.spec.incarnation - 1, 0, process.pid), Loaded())
 
     bench = Bench(impostor)
     worker = bench.worker()
@@ -566,7 +566,7 @@ async def test_where_requests_join_each_answer_makes_room_for_one(turn: Turn) ->
     worker, process = await bench.started()
     first = await process.hears(Batch)
     assert [item.request for item in first.items] == [1, 2, 3]
-    process.say(Started(first.step), Reply(2, body=b"two"))
+    process.say(Reply(2, body=b"two"))
     second = await process.hears(Batch)
     assert [item.request for item in second.items] == [4]
     process.say(Failure(1, "HandlerFailed", "no"))
@@ -582,17 +582,18 @@ async def test_where_requests_join_each_answer_makes_room_for_one(turn: Turn) ->
 
 @in_loop
 async def test_what_joined_and_had_not_begun_goes_back_and_the_rest_is_answered() -> None:
-    """P04: Started counts for each batch that joined."""
+    """P04: what the common page says counts for each batch that joined."""
     bench = Bench(turn=EachStep(4))
     worker, process = await bench.started()
     began, joined, streaming = bench.put(b"0"), bench.put(b"1"), bench.put(b"2")
     first, _, third = [await process.hears(Batch) for _ in range(3)]
-    process.say(Started(first.step), Reply(third.items[0].request, body=b"chunk", more=True))
+    process.begin(first.step)
+    process.say(Reply(third.items[0].request, body=b"chunk", more=True))
     await turns()
     process.exit(-9)
     await bench.end(worker)
     assert isinstance(began.error, errors.WorkerDied)
-    assert isinstance(streaming.error, errors.WorkerDied), "a chunk says as much as Started"
+    assert isinstance(streaming.error, errors.WorkerDied), "a chunk says as much"
     assert joined.state is State.QUEUED
 
 

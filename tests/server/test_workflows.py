@@ -13,7 +13,7 @@ from fakes import Behaviour, FakePlacement, FakeWorker, ManualClock, answers, ca
 from torchd_archiver.packing import PackRequest, pack
 from torchd_archiver.war import WorkflowPackRequest
 from torchd_archiver.war import pack as pack_workflow
-from torchd_protos.frames import Batch, Failure, Load, Loaded, Message, Started, Unload
+from torchd_protos.frames import Batch, Failure, Load, Loaded, Message, Unload
 from torchd_server import errors
 from torchd_server.inference import Inference
 from torchd_server.management import Management
@@ -100,9 +100,9 @@ def only(fails: str = "", hangs: str = "") -> Behaviour:
                 case Batch() as batch if node in fails.split():
                     [item] = batch.items
                     failure = Failure(item.request, "HandlerFailed", "told to", end_of_step=True)
-                    worker.say(Started(batch.step), failure)
+                    worker.say(failure)
                 case Batch() as batch if node not in hangs.split():
-                    worker.say(Started(batch.step), *answers(batch))
+                    worker.say(*answers(batch))
                 case Unload():
                     worker.exit(0)
                     return

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,14 +25,14 @@ from torchd_protos.frames import (
     Loaded,
     LoadFailed,
     Message,
-    Metric,
     Part,
     Progress,
+    Replies,
     Reply,
-    Started,
     Unload,
     encode,
 )
+from torchd_server.placement.common_page import CommonPage
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "tests" / "models"
@@ -49,14 +50,15 @@ class WorkerUnderTest:
         ours, theirs = socket.socketpair()
         self.socket = ours
         self.socket.settimeout(60)
-        options = {"--fd": theirs.fileno(), "--incarnation": 7, "--rank": rank, "--parent": os.getpid()}
-        options |= more or {}
+        self._page = CommonPage()
+        options = {"--fd": theirs.fileno(), "--page": self._page.fileno()}
+        options |= {"--incarnation": 7, "--rank": rank, "--parent": os.getpid(), **(more or {})}
         arguments = [str(word) for pair in options.items() for word in pair]
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "torchd_workers", *arguments],
             cwd=directory,
             env={**os.environ, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1"},
-            pass_fds=[theirs.fileno(), *fds],
+            pass_fds=[theirs.fileno(), self._page.fileno(), *fds],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -77,10 +79,25 @@ class WorkerUnderTest:
             data = self.socket.recv(1 << 16)
             if not data:
                 raise EOFError
-            self._waiting.extend(self._frames.feed(data))
+            for message in self._frames.feed(data):
+                if isinstance(message, Replies):  # its answers one by one, and itself
+                    ends = [message.end_of_step and number == message.requests[-1] for number in message.requests]
+                    told = zip(message.requests, ends, message.bodies, strict=True)
+                    self._waiting += [Reply(number, end_of_step=end, body=body) for number, end, body in told]
+                self._waiting.append(message)
         message = self._waiting.pop(0)
         self.seen.append(message)
         return message
+
+    @property
+    def begun(self) -> int:
+        """The last batch it has begun."""
+        return self._page.begun
+
+    def until_begun(self, step: int = 0) -> None:
+        """Returns when it has begun this batch, or else the last that was sent."""
+        while self.begun < (step or self._step):
+            time.sleep(0.001)  # nothing tells; the test's own time limit ends this
 
     def until(self, *kinds: type[Message]) -> Message:
         """The next frame of these kinds; what came before it is in `seen`."""
@@ -115,19 +132,18 @@ class WorkerUnderTest:
     def run(self, *bodies: bytes, first: int = 1) -> list[Reply | Failure]:
         """Runs one batch and gives its last answers, in the order they came."""
         step = self.send_batch(*bodies, first=first)
-        started = self.until(Started)
-        assert started == Started(step)
-        return self.answers()
+        answers = self.answers()
+        assert self.begun == step
+        return answers
 
     def answers(self) -> list[Reply | Failure]:
-        """The last answers of the running batch."""
+        """The last answers of the running batch, in the order of their numbers."""
         answers: list[Reply | Failure] = []
-        while not (answers and answers[-1].end_of_step):
-            answer = self.until(Reply, Failure)
+        while not isinstance(answer := self.until(Replies, Reply, Failure), Replies):
             if isinstance(answer, Failure) or not answer.more:
                 answers.append(answer)
-        self.until(Metric)  # PredictionTime closes a batch
-        return answers
+        assert answer.end_of_step
+        return sorted(answers, key=lambda answer: answer.request)
 
     def ask(self, body: bytes) -> Reply | Failure:
         """Runs a batch of one."""
@@ -141,6 +157,7 @@ class WorkerUnderTest:
 
     def close(self) -> None:
         self.socket.close()
+        self._page.close()
         self.process.kill()
         self.process.communicate()
 

@@ -13,7 +13,7 @@ from torchd_protos.frames import Loaded, LoadFailed, Log
 
 torch = pytest.importorskip("torch")
 from torchd_workers.handlers.devices import Libraries, NoSuchDevice, device_for, moved  # noqa: E402
-from torchd_workers.handlers.precision import NoSuchPrecision, in_dtype  # noqa: E402
+from torchd_workers.handlers.optimizing.precision import NoSuchPrecision, in_dtype  # noqa: E402
 from torchd_workers.torchserve.mock_context import MockContext  # noqa: E402
 
 LINEAR = Path(__file__).resolve().parents[1] / "models" / "linear"
@@ -160,7 +160,7 @@ ROWS = [[0.1, 0.2, 0.3], [1.0, -1.0, 0.7]]
 @pytest.mark.parametrize("compiled", [None, {"compile": {"enable": True, "backend": "eager"}}], ids=["eager", "pt2"])
 def test_a_model_computes_in_the_type_it_is_told(start, folder, dtype, compiled):
     worker = start(folder)
-    assert load(worker, {"dtype": dtype}, pt2=compiled) == Loaded()
+    assert isinstance(load(worker, {"dtype": dtype}, pt2=compiled), Loaded)
     answers = [json.loads(bytes(answer.body)) for answer in worker.run(*(json.dumps(row).encode() for row in ROWS))]
     close = {"float32": 1e-6, "bfloat16": 2e-2, "float16": 2e-3}[dtype]
     assert torch.allclose(torch.tensor(answers), torch.tensor(expected(folder, torch.float32, ROWS)), atol=close)
@@ -174,7 +174,7 @@ def test_a_model_computes_in_the_type_it_is_told(start, folder, dtype, compiled)
         ("fp16", "ValueError: model-config.yaml has optimize: 'fp16'; it must be a mapping, like {dtype: bfloat16}"),
         ({"dtype": "int8"}, "ValueError: optimize.dtype is 'int8'; it may be float32, float16, bfloat16"),
         ({"dtype": 16}, "ValueError: optimize.dtype is 16; it may be float32, float16, bfloat16"),
-        ({"quantise": True}, "ValueError: optimize has the unknown entry quantise; it may have dtype, pin_memory"),
+        ({"quantise": True}, "ValueError: optimize has the unknown entry quantise; it may have dtype, cast, compile"),
         ({"pin_memory": "yes"}, "ValueError: optimize.pin_memory is 'yes'; it may be true or false"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness.eventually import eventually
 
-from torchd_protos.frames import Cancel, Failure, LoadFailed, Log, Metric, Progress, Reply, Settings, Started, Unload
+from torchd_protos.frames import Cancel, Failure, LoadFailed, Log, Metric, Progress, Replies, Reply, Settings, Unload
 from torchd_workers.aftermath import DEVICE_LOST
 from torchd_workers.channel import PROTOCOL_FAILURE
 
@@ -88,7 +88,7 @@ def test_a_follower_sends_its_own_metrics_and_neither_answers_nor_times(grouped)
     assert follower.until(Metric).name == "Calls"
     group.leader.send(Unload())
     with pytest.raises(EOFError):
-        follower.until(Reply, Failure, Started, Metric)
+        follower.until(Reply, Failure, Replies, Metric)
 
 
 def test_a_large_body_comes_whole_to_every_rank(grouped, tmp_path) -> None:
@@ -119,7 +119,7 @@ def test_every_step_has_the_same_live_requests_on_every_rank(grouped, tmp_path) 
     group = grouped(NOTES + STEPS, size=3, loop="step")
     leader = group.leader
     leader.send_batch(b"1000000", b"3", first=1)
-    leader.until(Started)
+    leader.until_begun()
     for number in range(3, 30):
         leader.send_batch(b"%d" % (number % 4 + 1), first=number)
         if number == 17:
@@ -153,7 +153,7 @@ def test_agree_brings_the_leaders_cancels_and_clock_to_every_rank_at_the_same_po
     """The lead's contract: no rank stops alone while another waits in a collective."""
     group = grouped(NOTES + AGREES)
     group.leader.send_batch(b"a")
-    group.leader.until(Started)
+    group.leader.until_begun()
     group.leader.send(Cancel(1))
     assert group.leader.answers()[0].kind == "Cancelled"
     group.unload()
@@ -376,7 +376,7 @@ def answer(self, texts, context):
 def test_settings_reach_a_follower_and_wait_for_the_end_of_its_call(grouped, tmp_path) -> None:
     group = grouped(NOTES + SETTINGS)
     group.leader.send_batch(b"agree")
-    group.leader.until(Started)
+    group.leader.until_begun()
     eventually(lambda: ["begun"] in notes(tmp_path, 1), what="the follower is in the call")
     group.followers[0].send(Settings(3))
     group.leader.send(Cancel(1))

@@ -1,6 +1,7 @@
 """`python -P -m torchd_workers --fd N --incarnation I --rank R --parent PID`: the process before it knows its model.
 
-The daemon starts it with the socket as descriptor N and the model's directory as the working directory. `-P` keeps
+The daemon starts it with the socket as descriptor N, `--page 6` as the memory they have in common, and the model's
+directory as the working directory. `-P` keeps
 that directory off sys.path until everything this runtime needs is imported. `--cores 0,1` pins it to these CPU cores.
 Where several processes are one worker, `--peers 7,8` are rank 0's sockets to ranks 1 and 2, `--leader 9` theirs to it,
 and `--store 10` is where rank 0 lets all of them meet.
@@ -13,6 +14,7 @@ import contextlib
 import ctypes
 import faulthandler
 import io
+import mmap
 import os
 import resource
 import signal
@@ -35,7 +37,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _tell_stacks()
-    channel = Channel(_inherited(int(options["--fd"])))
+    channel = Channel(_inherited(int(options["--fd"])), _common_page(int(options["--page"])))
     group = [_inherited(fd) for fd in _numbers(options.get("--peers") or options.get("--leader", ""))]
     if "--store" in options:
         _open_store(_inherited(int(options["--store"])))
@@ -71,6 +73,13 @@ def _inherited(fd: int) -> socket:
     """What the daemon has left open here; what this process starts does not get it."""
     os.set_inheritable(fd, False)
     return socket(fileno=fd)
+
+
+def _common_page(fd: int) -> memoryview:
+    """The number of the last batch begun, as the daemon sees it too."""
+    page = memoryview(mmap.mmap(fd, 8)).cast("Q")  # has a descriptor of its own
+    os.close(fd)
+    return page
 
 
 def _pin(cores: list[int]) -> None:

@@ -1,7 +1,7 @@
 """Async handlers: every request is a task of its own, as many at once as the daemon sends.
 
-The event loop is made before the model is loaded, so that an engine started in `initialize` lives on it. Frames come
-from the reader by a second thread; everything else happens on the loop.
+The event loop is made before the model is loaded, so that an engine started in `initialize` lives on it. Frames are
+read by a second thread; everything else happens on the loop.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from threading import Thread
 from time import perf_counter
 from typing import Any
 
-from torchd_protos.frames import Batch, Item, Load, Message, Settings, Started
+from torchd_protos.frames import Batch, Item, Load, Message, Settings
 from torchd_workers.aftermath import recover
 from torchd_workers.answers import Answer, Answers, raise_if_over
 from torchd_workers.channel import Channel, RunningRequest
@@ -22,7 +22,7 @@ from torchd_workers.context import RequestProcessor
 from torchd_workers.device import ComputeThreads
 from torchd_workers.failures import Cancelled
 from torchd_workers.handler import Handler
-from torchd_workers.inputs import headers_of, row_of
+from torchd_workers.inputs import row_of
 from torchd_workers.outputs import checked_list
 
 
@@ -56,7 +56,7 @@ class AsyncLoop:
         match message:
             case Batch():
                 self._threads.apply()
-                self._channel.send(Started(message.step))
+                self._channel.begin(message.step)
                 for request, item in zip(self._channel.requests(message), message.items, strict=True):
                     self._start(handler, request, item)
             case Settings(threads=count):
@@ -68,14 +68,14 @@ class AsyncLoop:
         task = self._loop.create_task(self._serve(handler, request, item), name=f"request {request.number}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        # Called by the reader thread; by then the task has been entered, so it is there to say what it ended with.
+        # Called by the thread that reads; by then the task has been entered, so it is there to say what it ended with.
         request.on_cancel = partial(self._loop.call_soon_threadsafe, task.cancel)
         if request.cancelled:
             self._loop.call_soon(task.cancel)
 
     async def _serve(self, handler: Handler, request: RunningRequest, item: Item) -> None:
         """One call of the handler; its answer, whatever happens."""
-        processor = RequestProcessor(headers_of(item.call))
+        processor = RequestProcessor(None, item.call)
         ids = {0: item.call.request_id}
         started = perf_counter()
         try:

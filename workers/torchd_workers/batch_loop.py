@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from torchd_protos.frames import Batch, Failure, Load, Message, Reply, Started
+from torchd_protos.frames import Batch, Failure, Load, Message, Replies, Reply
 from torchd_workers.aftermath import ends_process, recover
 from torchd_workers.answers import Answer, Answers
 from torchd_workers.channel import Channel
 from torchd_workers.context import RequestProcessor
 from torchd_workers.handler import Handler
-from torchd_workers.inputs import headers_of, row_of
+from torchd_workers.inputs import row_of
 from torchd_workers.outputs import checked_list
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ class BatchLoop:
         """Calls the handler with the batch and sends its answers in one piece."""
         running = self._channel.requests(batch)
         calls = [item.call for item in batch.items]
-        processors = [RequestProcessor(headers_of(call)) for call in calls]
+        processors = [RequestProcessor(None, call) for call in calls]
         ids = {index: call.request_id for index, call in enumerate(calls)}
         self._handler.context.begin(ids, processors, running)
-        self._channel.send(Started(batch.step))
+        self._channel.begin(batch.step)
         if self._group is not None:
             self._group.begin(batch, self._handler.context)
         started = perf_counter()
@@ -56,9 +56,9 @@ class BatchLoop:
                 self._group.raised()
             answers = self._answers.of_errors(running, error)
         self._channel.finish(running)
-        time = self._answers.prediction_time(perf_counter() - started, ids)
+        handler_us = int((perf_counter() - started) * 1e6)
         # Without the end of the step the daemon sends no other batch to a process that is about to leave.
-        self._channel.send(*(answers if ends_process(answers) else _with_end_of_step(answers)), time)
+        self._channel.send(*_together(answers, handler_us, end_of_step=not ends_process(answers)))
         recover(self._channel, answers)
         if self._group is not None:
             self._group.end(raised)
@@ -67,10 +67,14 @@ class BatchLoop:
         """Nothing is ever left to do."""
 
 
-def _with_end_of_step(answers: Sequence[Answer]) -> list[Message]:
-    *before, last = answers
-    if isinstance(last, Reply):
-        ending: Message = Reply(last.request, last.status, last.reason, last.headers, False, True, last.body)
-    else:
-        ending = Failure(last.request, last.kind, last.message, last.traceback, True, last.status)
-    return [*before, ending]
+def _together(answers: Sequence[Answer], handler_us: int, end_of_step: bool) -> list[Message]:
+    """The answers, those that are bodies only in one frame, which ends the batch."""
+    bodies: list[Reply] = []
+    others: list[Message] = []
+    for answer in answers:
+        if isinstance(answer, Failure) or answer.status or answer.reason or answer.headers:
+            others.append(answer)
+        else:
+            bodies.append(answer)
+    ending = Replies([reply.request for reply in bodies], [reply.body for reply in bodies], handler_us, end_of_step)
+    return [*others, ending]

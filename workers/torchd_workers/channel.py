@@ -1,17 +1,20 @@
 """The worker's end of its socket, and what the daemon has said about each request since it came.
 
-A reader thread owns receiving: it marks Cancel and Credit at once, while user code runs, and queues the rest for the
-main thread. Any thread may send. The channel keeps its own references to what it calls: user code may patch anything.
+The thread that waits for something to do reads the socket itself: no other has to be woken for it. While user code
+runs for longer than a moment a watching thread reads instead, so that Cancel, Credit and the end of the stream are seen
+meanwhile. Any thread may send. The channel keeps its own references to what it calls: user code may patch anything.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from _thread import RLock
+from _thread import RLock, allocate_lock
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from queue import Empty, SimpleQueue
+from select import POLLIN, poll
 from socket import socket
 from threading import Condition, Thread
 from time import monotonic
@@ -46,8 +49,15 @@ DAEMON_LIMITS = FrameLimits(header=1 << 32, payload=1 << 40)
 # What is kept for a slow reader where nobody may wait for him.
 HELD_BYTES = 8 * STREAM_WINDOW
 
-_RECEIVE_BYTES = 256 * 1024
 _JOIN_BELOW = 64 * 1024
+# Linux takes 1024 in one call.
+_MOST_PIECES = 512
+# How often the watching thread looks whether user code is still where it was, and how often in vain before it sleeps.
+_WATCH_SECONDS = 0.01
+_WATCH_TIMES = 20
+
+# What most requests hold: a deque of its own would be most of what is allocated for one.
+_NOTHING: deque[Reply | Failure] = deque(maxlen=0)
 
 _exit = os._exit
 _write_fd = os.write
@@ -68,18 +78,18 @@ class RunningRequest:
         "unacknowledged",
     )
 
-    def __init__(self, number: int, remaining_ms: int) -> None:
+    def __init__(self, number: int, remaining_ms: int, now: float | None = None) -> None:
         self.number = number
-        self.deadline = monotonic() + remaining_ms / 1000
+        self.deadline = (monotonic() if now is None else now) + remaining_ms / 1000
         self.cancelled = False
         self.finished = False
         # Why no more chunks of its streamed answer are taken; what it ends with.
         self.failure: BaseException | None = None
         self.unacknowledged = 0
         # What waits for the stream's window to open, in order; the last answer may be the last of them.
-        self.held: deque[Reply | Failure] = deque()
+        self.held: deque[Reply | Failure] = _NOTHING
         self.held_bytes = 0
-        # Called by the reader thread.
+        # Called by whichever thread reads.
         self.on_cancel: Callable[[], object] | None = None
 
     @property
@@ -95,10 +105,23 @@ class RunningRequest:
 class Channel:
     """Frames in and out of one socket. A channel that breaks ends the process: without the daemon it has no purpose."""
 
-    def __init__(self, connection: socket) -> None:
+    def __init__(self, connection: socket, page: memoryview) -> None:
+        """`page` is the memory in common with the daemon: one number."""
         self._connection = connection
-        self._sendall = connection.sendall
+        self._page = page
+        self._sendmsg = connection.sendmsg
         self._receive_into = connection.recv_into
+        self._frames = FrameReader(DAEMON_LIMITS)
+        readable = poll()
+        readable.register(connection, POLLIN)
+        self._poll = readable.poll
+        # Whoever holds it reads the socket.
+        self._reading = allocate_lock()
+        # Odd while user code runs; it grows, so that the watching thread sees whether it is the same run.
+        self._turn = 1
+        self._is_waiting = False
+        self._watch_sleeps = False
+        self._wake_watch = allocate_lock()
         self._incoming: SimpleQueue[Message] = SimpleQueue()
         self._outgoing: deque[list[Buffer]] = deque()
         self._sending = RLock()
@@ -107,28 +130,50 @@ class Channel:
         self._running: dict[int, RunningRequest] = {}
         self._changed = Condition()
 
-    def start(self) -> None:
-        """Starts the reader thread."""
+    def start(self, has_others: bool = False) -> None:
+        """Starts the watching thread; where `put` brings messages of others, one that reads all the time."""
         os.register_at_fork(after_in_child=self._leave_to_parent)
-        Thread(target=self._read, name="torchd-reader", daemon=True).start()
+        if has_others:
+            self._reading.acquire()
+            Thread(target=self._read_on, name="torchd-reader", daemon=True).start()
+        else:
+            self._wake_watch.acquire()
+            Thread(target=self._watch, name="torchd-watch", daemon=True).start()
+
+    def begin(self, step: int) -> None:
+        """Says to the daemon, should this process die, that this batch and all before it have begun."""
+        self._page[0] = step
 
     def receive(self) -> Message:
         """Waits for the next Load, Settings, Batch or Unload."""
+        self._turn += 1
         while True:
             try:
-                return self._incoming.get()
+                message = self._next()
+                break
             except BaseException:  # an alarm that a handler set and forgot rings here, in the main thread
                 logger.warning("a signal handler of the model raised between two batches", exc_info=True)
+        self._turn += 1
+        if self._watch_sleeps:
+            self._watch_sleeps = False
+            self._wake_watch.release()
+        return message
 
     def receive_now(self) -> Message | None:
         """The next message if it is here."""
+        if self._incoming.empty() and self._reading.acquire(blocking=False):
+            try:
+                if self._poll(0):
+                    self._read()
+            finally:
+                self._reading.release()
         try:
             return self._incoming.get_nowait()
         except Empty:
             return None
 
     def receive_within(self, seconds: float) -> Message | None:
-        """The next message if it comes within so many seconds."""
+        """The next message if it comes within so many seconds, where a thread of its own reads."""
         try:
             return self._incoming.get(timeout=max(0.0, seconds))
         except Empty:
@@ -137,6 +182,23 @@ class Channel:
     def put(self, message: Message) -> None:
         """Lets the main thread find a message of the leader of its group among the daemon's."""
         self._incoming.put(message)
+
+    def _next(self) -> Message:
+        incoming = self._incoming
+        if incoming.empty():
+            if not self._reading.acquire(blocking=False):  # the watching thread reads, and hands over
+                self._is_waiting = True
+                try:
+                    return incoming.get()
+                finally:
+                    self._is_waiting = False
+            try:
+                while incoming.empty():
+                    self._poll()  # here a signal handler may raise; below it would cost the rest of a frame
+                    self._read()
+            finally:
+                self._reading.release()
+        return incoming.get_nowait()
 
     def requests(self, batch: Batch) -> list[RunningRequest]:
         """What the reader knows of the batch's requests, in its order."""
@@ -198,7 +260,7 @@ class Channel:
                     request.failure = ResponseTooLarge(f"the client reads too slowly: {HELD_BYTES} bytes wait for it")
                     request.held.clear()
                 else:
-                    request.held.append(chunk)
+                    self._hold(request, chunk)
                 return
             request.unacknowledged += len(chunk.body) + CHUNK_OVERHEAD
             self._outgoing.append(encode(chunk))
@@ -209,11 +271,17 @@ class Channel:
         with self._changed:
             request.finished = True
             if isinstance(answer, Reply) and request.held and not request.cancelled:
-                request.held.append(answer)
+                self._hold(request, answer)
                 return
             self._running.pop(request.number, None)
             self._outgoing.append(encode(answer))
         self._flush()
+
+    @staticmethod
+    def _hold(request: RunningRequest, answer: Reply) -> None:
+        if request.held is _NOTHING:
+            request.held = deque()
+        request.held.append(answer)
 
     def _let_out(self, request: RunningRequest) -> None:
         """Sends what is held for a request as far as its window is open; call it with the lock."""
@@ -235,21 +303,53 @@ class Channel:
             _exit(status)
 
     def _write(self, buffers: list[Buffer]) -> None:
-        for buffer in join_small(buffers):
-            self._sendall(buffer)
+        send_all(self._sendmsg, buffers)
 
     def _read(self) -> None:
-        frames = FrameReader(DAEMON_LIMITS)
-        view = memoryview(bytearray(_RECEIVE_BYTES))
+        """Takes what has come, and waits if nothing has; the end of the stream ends the process."""
         try:
-            while size := self._receive_into(view):
-                for message in frames.feed(view[:size]):
+            if size := self._receive_into(self._frames.space()):
+                for message in self._frames.received(size):
                     self._take(message)
+                return
         except ConnectionResetError:
             pass  # the daemon left without reading everything: an end of stream all the same
         except BaseException as error:
             self.leave(f"{type(error).__name__}: {error}")
         _exit(0)
+
+    def _read_on(self) -> None:
+        while True:
+            self._read()
+
+    def _watch(self) -> None:
+        """Looks now and then whether user code is at work for long, and reads while it is; sleeps while nothing is."""
+        seen, in_vain = self._turn, 0
+        while True:
+            self._wake_watch.acquire(timeout=_WATCH_SECONDS)
+            turn = self._turn
+            if turn != seen:
+                seen, in_vain = turn, 0
+            elif turn % 2:
+                self._read_for_another()
+            elif in_vain < _WATCH_TIMES:
+                in_vain += 1
+            else:
+                self._watch_sleeps = True
+                # Whoever has begun a turn before that was said does not wake this thread.
+                if self._turn == seen:
+                    self._wake_watch.acquire()
+                self._watch_sleeps, in_vain = False, 0
+
+    def _read_for_another(self) -> None:
+        """Reads until the thread that waits for something to do has got it and can read itself."""
+        if not self._reading.acquire(blocking=False):  # it does so already
+            return
+        try:
+            while not (self._is_waiting and self._incoming.qsize()):
+                self._read()
+        finally:
+            self._reading.release()
 
     def _take(self, message: Message) -> None:
         match message:
@@ -267,8 +367,9 @@ class Channel:
                         self._changed.notify_all()
                 self._flush()
             case Batch():
+                now = monotonic()
                 for item in message.items:
-                    self._running[item.request] = RunningRequest(item.request, item.remaining_ms)
+                    self._running[item.request] = RunningRequest(item.request, item.remaining_ms, now)
                 self._incoming.put(message)
             case Load() | Settings() | Unload():
                 self._incoming.put(message)
@@ -288,18 +389,32 @@ class Channel:
         """In a child that user code forked: the socket is the parent's, and its locks may be held for ever."""
         self._forked = True
         self._sending = RLock()
+        self._reading = allocate_lock()
         self._outgoing.clear()
         self._connection.close()
 
 
-def join_small(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
+def send_all(sendmsg: Callable[[Sequence[Buffer]], int], buffers: Sequence[Buffer]) -> None:
+    """Writes all of them, in few calls; no large one is copied."""
+    pieces = deque(_joined(buffers))
+    while pieces:
+        sent = sendmsg(list(islice(pieces, _MOST_PIECES)))
+        while pieces and sent >= len(pieces[0]):
+            sent -= len(pieces.popleft())
+        if sent:
+            pieces[0] = memoryview(pieces[0])[sent:]
+
+
+def _joined(buffers: Sequence[Buffer]) -> Sequence[Buffer]:
     """The same bytes in few pieces, of which no large one was copied."""
-    joined = bytearray()
+    if sum(map(len, buffers)) < _JOIN_BELOW:
+        return [b"".join(buffers)]
+    pieces: list[Buffer] = []
+    small: list[Buffer] = []
     for buffer in buffers:
         if len(buffer) < _JOIN_BELOW:
-            joined += buffer
+            small.append(buffer)
             continue
-        yield joined
-        yield buffer
-        joined = bytearray()
-    yield joined
+        pieces += (b"".join(small), buffer) if small else (buffer,)
+        small = []
+    return [*pieces, b"".join(small)] if small else pieces

@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
+from torchd_protos.frames import Call, may_mention
+from torchd_protos.tensors import CONTENT_TYPE as TENSORS
 from torchd_workers.channel import RunningRequest
+from torchd_workers.inputs import headers_of
 from torchd_workers.metrics import Metrics
 
 if TYPE_CHECKING:  # a worker that is alone does not import it
@@ -19,17 +22,40 @@ if TYPE_CHECKING:  # a worker that is alone does not import it
 # The version that handlers written for TorchServe ask for.
 TORCHSERVE_VERSION = "0.12.0"
 
+# What stands for the call of a request that came without one.
+NO_CALL = Call()
+
 _PROGRESS_CHARACTERS = 1024
 
 
 class RequestProcessor:
     """The headers of one request and what its handler has chosen for the response."""
 
-    def __init__(self, request_header: Mapping[str, Any]) -> None:
-        self._request_header = request_header
+    def __init__(self, request_header: Mapping[str, Any] | None = None, call: Call = NO_CALL) -> None:
+        """Its headers are those of `call`, cut out when they are asked for, if they are not given."""
+        self._given_header = request_header
+        self._call = call
         self._status_code = 200
         self._reason_phrase: str | None = None
         self._response_header: dict[str, str] = {}
+
+    @property
+    def _request_header(self) -> Mapping[str, Any]:
+        if self._given_header is None:
+            self._given_header = headers_of(self._call)
+        return self._given_header
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the response is its body and nothing else, as far as the handler has said."""
+        return self._status_code == 200 and not self._reason_phrase and not self._response_header
+
+    @property
+    def wants_tensors(self) -> bool:
+        """Whether the answer is to be packed tensors."""
+        if self._given_header is None and not may_mention(self._call.headers, TENSORS):
+            return False
+        return bool(self.get_request_property("accept") == TENSORS)
 
     def get_request_property(self, key: str) -> Any:
         """One request header, or None."""
@@ -109,6 +135,8 @@ class Context:
         self.group: Group | None = None
         # Of each request whether it is cancelled and its seconds left, as the leader of the group last said it.
         self._announced: Sequence[tuple[bool, float]] | None = None
+        # What `optimize:` did to the model, as JSON; empty where nothing was asked for.
+        self.optimization_json = ""
         # Sends how far loading is; None where nobody loads.
         self.send_progress: Callable[[int, str], None] | None = None
 

@@ -11,9 +11,17 @@ class ComputeThreads:
     def __init__(self, count: int) -> None:
         self._count = count
         self._applied = 0
+        self._is_fixed = False
+
+    def fix(self, count: int) -> None:
+        """Takes this number once and for all: the model's configuration asks for it."""
+        self.change(count)
+        self._is_fixed = True
 
     def change(self, count: int) -> None:
         """Asks for another number; 0 leaves the choice to the libraries."""
+        if self._is_fixed:
+            return
         self._count = count
         self.apply()
 

@@ -18,7 +18,7 @@ from torchd_workers.failures import failure_of, user_traceback
 from torchd_workers.follower import FollowerGroup
 from torchd_workers.group import OutOfStep
 from torchd_workers.handler import Handler
-from torchd_workers.inputs import headers_of, row_of
+from torchd_workers.inputs import row_of
 
 
 class FollowerLoop:
@@ -67,7 +67,7 @@ class FollowerLoop:
         self._threads.apply()
         context = self._handler.context
         requests = [RunningRequest(item.request, item.remaining_ms) for item in items]
-        processors = [RequestProcessor(headers_of(item.call)) for item in items]
+        processors = [RequestProcessor(None, item.call) for item in items]
         self._group.calls += 1
         failures: list[Failure] = []
         try:

@@ -18,6 +18,8 @@ class Handler:
 
     entry: Entry
     context: Context
+    # What its requests are batched by: "tokens", "pixels", "bytes" or, in the order of arrival, "".
+    cost: str = ""
 
     def __call__(self, rows: list[Row]) -> Any:
         """The handler's output for these rows, unchecked."""

@@ -6,7 +6,7 @@ import logging
 from json import JSONDecoder, dumps
 from typing import Any
 
-from torchd_protos.frames import Call, Part
+from torchd_protos.frames import Buffer, Call, Part
 from torchd_protos.tensors import CONTENT_TYPE as TENSORS
 from torchd_workers.headers import Headers
 from torchd_workers.tensors import request_of
@@ -38,7 +38,7 @@ def _value_of(part: Part, decode: bool) -> Any:
     if media_type == TENSORS:
         return _tensors_of(part, decode)
     if not decode or not (media_type == "application/json" or media_type.startswith("text")):
-        return bytearray(part.body)
+        return _owned(part.body)
     try:
         text = str(part.body, "utf-8")
         return text if media_type.startswith("text") else _decode_json(text)
@@ -47,6 +47,11 @@ def _value_of(part: Part, decode: bool) -> Any:
             "part %r is not the %s it says it is; the handler gets its bytes: %s", part.name, media_type, error
         )
         return bytearray(part.body)
+
+
+def _owned(body: Buffer) -> bytearray:
+    """What the handler may keep and change: a large body was received into memory of its own."""
+    return body if isinstance(body, bytearray) else bytearray(body)
 
 
 def _tensors_of(part: Part, decode: bool) -> Any:

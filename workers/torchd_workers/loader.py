@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from json import loads
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchd_protos.frames import Load
 from torchd_workers.classes import classes_in
@@ -20,6 +20,9 @@ from torchd_workers.handler import Entry, Handler, Row
 from torchd_workers.handlers import HANDLERS
 from torchd_workers.handlers.envelopes import ENVELOPES
 from torchd_workers.metrics import Metrics
+
+if TYPE_CHECKING:  # it imports torch
+    from torchd_workers.handlers.optimizing.optimizer import Optimizer
 
 SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "torchserve_shim")
 
@@ -61,15 +64,32 @@ def load_handler(name: str, context: Context, threads: ComputeThreads, envelope:
     path, _, function = name.partition(":")
     module = import_handler(os.path.basename(path).removesuffix(".py"), directory)
     threads.apply()  # before initialize: a handler that sets its own number has the last word
+    optimizer = _optimizer(context)
+    if optimizer is not None:
+        optimizer.begin(threads)
     entry = getattr(module, function or "handle", None)
     if entry is not None:
-        handler = _function_handler(entry, context)
+        # What functions written for TorchServe call the object that does their work.
+        service, handler = getattr(module, "_service", None), _function_handler(entry, context)
     else:
-        handler = _class_handler(_handler_class(module, function), context)
-    if not envelope:
-        return handler
-    context.enveloped = True
-    return Handler(_opening(envelope, handler.entry), context)
+        service, handler = _class_handler(_handler_class(module, function), context)
+    if envelope:
+        context.enveloped = True
+        handler = Handler(_opening(envelope, handler.entry), context, handler.cost)
+    if optimizer is not None:
+        context.optimization_json = optimizer.optimize(service, handler).to_json()
+    return handler
+
+
+def _optimizer(context: Context) -> Optimizer | None:
+    """What sees to `optimize:` of the configuration, where there is one."""
+    if not context.model_yaml_config.get("optimize"):
+        return None
+    # Imported where it is used: it imports torch.
+    from torchd_workers.handlers.optimizing.optimizer import Optimizer
+    from torchd_workers.handlers.optimizing.wish import optimize_of
+
+    return Optimizer(optimize_of(context.model_yaml_config), context)
 
 
 def import_handler(name: str, directory: str) -> ModuleType:
@@ -107,14 +127,20 @@ def _function_handler(entry: Entry, context: Context) -> Handler:
     return Handler(entry, context)
 
 
-def _class_handler(cls: type[Any], context: Context) -> Handler:
+def _class_handler(cls: type[Any], context: Context) -> tuple[Any, Handler]:
     service = cls()
     _check_call(service.initialize, "context")
     service.initialize(context)
     # Taken after initialize, which may put another handle in its place.
     entry = service.handle
     _check_call(entry, "data", "context")
-    return Handler(entry, context)
+    return service, Handler(entry, context, _cost_of(service))
+
+
+def _cost_of(service: Any) -> str:
+    """What its requests are batched by; one that takes them one at a time pads nothing."""
+    cost = getattr(service, "batching_cost", "")
+    return cost if isinstance(cost, str) and getattr(service, "takes_batches", True) else ""
 
 
 def _opening(envelope: str, entry: Entry) -> Entry:

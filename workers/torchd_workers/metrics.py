@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from json import loads
@@ -124,12 +125,26 @@ class Metrics:
     """The metrics a handler of one model may add, by name and type; those of metrics.yaml are there from the start."""
 
     def __init__(self, send: Callable[[MetricFrame], None], model_name: str, declared: str = "") -> None:
-        self._send = send
+        self._leave = send
+        self._is_silent = False
         self.model_name = model_name
         self.request_ids: Mapping[int, str] | str | None = None
         self.cache: dict[MetricTypes, dict[str, CachingMetric]] = {kind: {} for kind in MetricTypes}
         for metric in loads(declared or "[]"):
             self.add_metric_to_cache(metric["name"], metric["unit"], metric["dimensions"], MetricTypes(metric["type"]))
+
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        """Meanwhile values go nowhere: the requests are nobody's."""
+        self._is_silent = True
+        try:
+            yield
+        finally:
+            self._is_silent = False
+
+    def _send(self, frame: MetricFrame) -> None:
+        if not self._is_silent:
+            self._leave(frame)
 
     def set_request_ids(self, request_ids: Mapping[int, str] | str | None) -> None:
         """Names the requests that the next values belong to."""

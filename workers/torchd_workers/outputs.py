@@ -9,7 +9,6 @@ from json import JSONEncoder
 from typing import Any, Protocol
 
 from torchd_protos.frames import Buffer, Header, Reply
-from torchd_protos.tensors import CONTENT_TYPE as TENSORS
 from torchd_workers.failures import BadOutput, NoList, ResponseTooLarge, Unsendable, WrongCount
 from torchd_workers.tensors import answer_of
 
@@ -27,7 +26,10 @@ _SERVER_HEADERS = frozenset(
 class Response(Protocol):
     """What a handler has chosen for one response (context.RequestProcessor)."""
 
-    def get_request_property(self, key: str) -> Any: ...
+    @property
+    def is_plain(self) -> bool: ...
+    @property
+    def wants_tensors(self) -> bool: ...
     def get_response_status_code(self) -> int: ...
     def get_response_status_phrase(self) -> str | None: ...
     def get_response_headers(self) -> dict[str, str]: ...
@@ -51,9 +53,11 @@ def checked_list(output: Any, size: int) -> list[Any]:
 
 def reply_of(request: int, value: Any, response: Response, max_bytes: int, more: bool = False) -> Reply:
     """The Reply frame for one answer or chunk; raises BadOutput or ResponseTooLarge. `max_bytes` 0 is no limit."""
-    body = _tensors_of(value) if response.get_request_property("accept") == TENSORS else body_of(value)
+    body = _tensors_of(value) if response.wants_tensors else body_of(value)
     if max_bytes and len(body) > max_bytes:
         raise ResponseTooLarge(f"the answer has {len(body)} bytes; the limit is {max_bytes} (max_response_size)")
+    if response.is_plain:
+        return Reply(request, more=more, body=body)
     status = response.get_response_status_code()
     reason = response.get_response_status_phrase() or ""
     _check_status(status, reason)

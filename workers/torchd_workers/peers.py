@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from socket import socket
 
 from torchd_protos.frames import FrameReader, Message, encode
-from torchd_workers.channel import DAEMON_LIMITS, join_small
-
-_RECEIVE_BYTES = 256 * 1024
+from torchd_workers.channel import DAEMON_LIMITS, send_all
 
 
 class Peer:
@@ -18,21 +16,19 @@ class Peer:
         self.rank = rank
         self._connection = connection
         # User code may patch anything.
-        self._sendall = connection.sendall
+        self._sendmsg = connection.sendmsg
         self._receive_into = connection.recv_into
 
     def send(self, message: Message) -> None:
         """Writes one frame; returns when it is on the socket."""
-        for buffer in join_small(encode(message)):
-            self._sendall(buffer)
+        send_all(self._sendmsg, encode(message))
 
     def messages(self) -> Iterator[Message]:
         """What the rank says, until its end of the socket is closed."""
         frames = FrameReader(DAEMON_LIMITS)
-        view = memoryview(bytearray(_RECEIVE_BYTES))
         try:
-            while size := self._receive_into(view):
-                yield from frames.feed(view[:size])
+            while size := self._receive_into(frames.space()):
+                yield from frames.received(size)
         except ConnectionResetError:
             return  # it died without reading everything
 

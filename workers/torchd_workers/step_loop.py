@@ -12,14 +12,14 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from torchd_protos.frames import Batch, Call, Cancel, Load, Reply, Started, Step
+from torchd_protos.frames import Batch, Call, Cancel, Load, Reply, Step
 from torchd_workers.aftermath import recover
 from torchd_workers.answers import Answer, Answers, raise_if_over
 from torchd_workers.channel import Channel, RunningRequest
 from torchd_workers.context import RequestProcessor
 from torchd_workers.failures import Cancelled
 from torchd_workers.handler import Handler
-from torchd_workers.inputs import headers_of, row_of
+from torchd_workers.inputs import row_of
 from torchd_workers.outputs import checked_list
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class StepLoop:
         self._group = group
         self._answers = Answers(load)
         self._live: list[_Live] = []
-        self._joined: list[int] = []
+        # The last batch whose requests are among them.
+        self._joined = 0
         # Requests that have ended since the ranks of a group were last told so.
         self._ended: list[Cancel] = []
 
@@ -63,20 +64,19 @@ class StepLoop:
         """These join the next step."""
         requests = self._channel.requests(batch)
         self._live += [_Live(request, item.call) for request, item in zip(requests, batch.items, strict=True)]
-        self._joined.append(batch.step)
+        self._joined = batch.step
         if self._group is not None:
             self._group.pass_on(batch)
 
     def step(self) -> None:
         """One call of the handler with everybody who still waits."""
         self._drop_over()
-        self._channel.send(*map(Started, self._joined))
-        self._joined.clear()
+        self._channel.begin(self._joined)
         if not self._live:
             return
         live = self._live
         requests = [one.request for one in live]
-        processors = [RequestProcessor(headers_of(one.call)) for one in live]
+        processors = [RequestProcessor(None, one.call) for one in live]
         ids = {index: one.call.request_id for index, one in enumerate(live)}
         self._context.begin(ids, processors, requests)
         if self._group is not None:

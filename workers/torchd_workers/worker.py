@@ -57,8 +57,8 @@ class Worker:
         self._logs = LogForwarder(channel)
 
     def run(self) -> int:
-        """Lives; gives the exit status. The end of the socket ends the process from the reader thread."""
-        self._channel.start()
+        """Lives; gives the exit status. The end of the socket ends the process, whatever it is at."""
+        self._channel.start(has_others=self._rank > 0)
         self._channel.send(Hello(PROTOCOL_VERSION, self._incarnation, self._rank, os.getpid()))
         _forward_logs(self._logs)
         match self._channel.receive():
@@ -158,7 +158,7 @@ class Worker:
         except BaseException as error:  # user code may raise anything, SystemExit too
             self._channel.send(load_failure_of(error, load.directory))
             return None
-        self._channel.send(Loaded())
+        self._channel.send(Loaded(cost=handler.cost, optimization_json=context.optimization_json))
         return handler
 
     def _progress(self, percent: int, text: str) -> None:

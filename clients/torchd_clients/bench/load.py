@@ -27,3 +27,5 @@ class Load:
     # Processes that ask; 0 takes as many as are needed not to be the bottleneck.
     processes: int = 0
     seed: int = 0
+    # gRPC: connections of each process; its clients share them as the threads of an application share a channel.
+    connections: int = 1

@@ -29,3 +29,5 @@ class Target:
     token: str = ""
     # REST: what is asked for instead of /predictions/{model}[/{version}].
     path: str = ""
+    # A good answer contains this.
+    expect: bytes = b""

@@ -6,6 +6,7 @@ policy looks whether a batch can go. There is no task that could die with reques
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -17,12 +18,20 @@ from torchd_server.batching.waits import BatchWait
 from torchd_server.clock import Clock, Timer
 from torchd_server.request import Request
 
+# Batches that take no longer are sent one ahead: the way between daemon and worker would be a good part of their time,
+# and a batch that stands behind another loses no more than this should a second worker have room sooner.
+AHEAD_SECONDS = 0.005
+COST_WEIGHT = 0.1
+
 
 class BatchPolicy:
     """Waiting requests of one model version, and the workers that wait for them.
 
     `size` is what a batch waits for; how many a worker takes, `turn` says: whole batches of `size` if not given.
+    Only full batches are sent ahead: for no other would waiting have brought nothing.
     """
+
+    sends_ahead = True
 
     def __init__(
         self, queue: Queue, size: int, limit: int, wait: BatchWait, clock: Clock, turn: Turn | None = None
@@ -34,9 +43,14 @@ class BatchPolicy:
         self._wait = wait
         self._clock = clock
         self._idle: deque[Taker] = deque()
+        # Those that run one batch and could be sent the next.
+        self._busy: deque[Taker] = deque()
+        # What a batch lately took; nothing is sent ahead before it is known.
+        self._cost = math.inf
         self._running = 0
         self._collecting_since: float | None = None
         self._timer: Timer | None = None
+        self._rings_at = 0.0
 
     @property
     def depth(self) -> int:
@@ -70,6 +84,13 @@ class BatchPolicy:
         self._wait = make_wait()
         self._collecting_since = None
         self._idle = deque(taker for taker in self._idle if taker.room)
+        self._busy.clear()  # what was sent ahead has another size
+        self._dispatch()
+
+    def reorder(self, queue: Queue) -> None:
+        """From now on requests are taken in this queue's order, those that wait already too."""
+        queue.put_back(self._queue.take_all())
+        self._queue = queue
         self._dispatch()
 
     def put(self, request: Request) -> None:
@@ -89,14 +110,22 @@ class BatchPolicy:
 
     def has_room(self, taker: Taker) -> None:
         """`taker` may have room; if so it gets a batch by `run`, at once or later."""
-        if taker.room and taker not in self._idle:  # after a resize it may run more than it should
-            self._idle.append(taker)
+        if taker.room:  # after a resize it may run more than it should
+            if taker not in self._idle:
+                self._idle.append(taker)
+        else:
+            self._is_busy(taker)
         self._dispatch()
+
+    def _is_busy(self, taker: Taker) -> None:
+        if self.sends_ahead and taker.takes_ahead and taker not in self._busy:
+            self._busy.append(taker)
 
     def leave(self, taker: Taker, handed_back: Sequence[Request] = ()) -> None:
         """`taker` takes no more batches; `handed_back` were sent to it and have not begun."""
-        if taker in self._idle:
-            self._idle.remove(taker)
+        for takers in (self._idle, self._busy):
+            if taker in takers:
+                takers.remove(taker)
         self.put_back(handed_back)
 
     def began(self, request: Request) -> None:
@@ -108,8 +137,10 @@ class BatchPolicy:
     def finished(self, taker: Taker, requests: Sequence[Request], seconds: float | None) -> None:
         """`requests` no longer run; they took `seconds` if they ran to their end."""
         self._running -= len(requests)
+        self._queue.ran(requests, seconds)
         if seconds is not None:
             self._wait.ran(seconds)
+            self._cost = seconds if self._cost == math.inf else self._cost + COST_WEIGHT * (seconds - self._cost)
 
     def close(self, sequence: str) -> None:
         """There are no sequences here."""
@@ -124,32 +155,47 @@ class BatchPolicy:
 
     def waiting(self) -> list[Request]:
         """Takes every waiting request out, for the one who must answer them all."""
-        return self._queue.take(len(self._queue))
+        return self._queue.take_all()
 
     def _dispatch(self) -> None:
-        """Sends every batch that can go now; sets the timer for the one that cannot yet."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while self._idle and len(self._queue):
+        """Sends every batch that can go now; sees to it that the one that cannot yet goes in time."""
+        while self._idle and (queued := len(self._queue)):
             now = self._clock.time()
             if self._collecting_since is None:
                 self._collecting_since = now
                 self._wait.opened(now)
-            if len(self._queue) < self._size:
-                goes_at = self._wait.until(self._queue.oldest().received_at, len(self._queue), self._running)
+            if queued < self._size:
+                goes_at = self._wait.until(self._queue.oldest().received_at, queued, self._running)
                 if goes_at > now:
-                    self._timer = self._clock.call_at(goes_at, self._dispatch)
+                    self._look_again(goes_at)
                     return
-            self._send(now - self._collecting_since)
+            self._send(self._idle.popleft(), now - self._collecting_since)
         self._collecting_since = None
+        while self._busy and len(self._queue) >= self._size and self._cost < AHEAD_SECONDS:
+            taker = self._busy.popleft()
+            if taker.takes_ahead:  # it has not become idle since
+                self._send(taker, 0.0)
 
-    def _send(self, waited_seconds: float) -> None:
-        taker = self._idle.popleft()
-        batch = self._queue.take(taker.room)
+    def _look_again(self, when: float) -> None:
+        """Nearly every request that comes puts it off: a timer that rings too early costs less than a new one each."""
+        if self._timer is not None:
+            if self._rings_at <= when:
+                return
+            self._timer.cancel()
+        self._rings_at = when
+        self._timer = self._clock.call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._dispatch()
+
+    def _send(self, taker: Taker, waited_seconds: float) -> None:
+        batch = self._queue.take(taker.room or self._size)
         self._running += len(batch)
         self._wait.left(len(self._queue) + self._running)
         self._collecting_since = None
         taker.run(batch, waited_seconds)
         if taker.room:  # it stands behind the others: the load spreads
             self._idle.append(taker)
+        else:
+            self._is_busy(taker)

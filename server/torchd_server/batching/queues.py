@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from torchd_server.request import Request
@@ -23,11 +23,17 @@ class Queue(Protocol):
     def take(self, most: int) -> list[Request]:
         """The next ones, at most `most`."""
 
+    def take_all(self) -> list[Request]:
+        """Every one, in the order of arrival."""
+
     def discard(self, request: Request) -> None:
         """Forgets one that no longer waits."""
 
     def oldest(self) -> Request:
-        """The one that would be taken first."""
+        """The one that came first; the next batch holds it."""
+
+    def ran(self, requests: Sequence[Request], seconds: float | None) -> None:
+        """What was taken together runs no more; it took `seconds` if it ran to its end."""
 
 
 class Fifo:
@@ -38,6 +44,9 @@ class Fifo:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._waiting.values())
 
     def put(self, request: Request) -> None:
         """Puts it last."""
@@ -50,8 +59,16 @@ class Fifo:
 
     def take(self, most: int) -> list[Request]:
         """The first ones."""
+        if most >= len(self._waiting):
+            taken = list(self._waiting.values())
+            self._waiting.clear()
+            return taken
         numbers = [number for number, _ in zip(self._waiting, range(most), strict=False)]
         return [self._waiting.pop(number) for number in numbers]
+
+    def take_all(self) -> list[Request]:
+        """Every one, in the order of arrival."""
+        return self.take(len(self._waiting))
 
     def discard(self, request: Request) -> None:
         """Forgets it, wherever it stands."""
@@ -60,3 +77,6 @@ class Fifo:
     def oldest(self) -> Request:
         """The first one; the queue must not be empty."""
         return next(iter(self._waiting.values()))
+
+    def ran(self, requests: Sequence[Request], seconds: float | None) -> None:
+        """Changes nothing."""

@@ -56,6 +56,10 @@ class WorkerProcess(Protocol):
     # How it ended, once it has and was reaped.
     exited: asyncio.Future[Exit]
 
+    @property
+    def begun(self) -> int:
+        """Number of the last batch it has begun, 0 before the first; ask before `close`."""
+
     def kill(self) -> None:
         """Ends it and every process of its session, whatever they are doing."""
 

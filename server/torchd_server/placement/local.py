@@ -17,15 +17,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import IO
+from typing import IO, Protocol
 
 from torchd_server.environment import passed_on
 from torchd_server.faults import fault
 from torchd_server.placement.base import Exit, Output, WorkerSpec
+from torchd_server.placement.common_page import CommonPage
 
 LINE_BYTES = 8 * 1024
 LINES_PER_SECOND = 1000
 SOCKET_BUFFER_BYTES = 1024 * 1024
+
+
+class HasFileno(Protocol):
+    """What a process can be given: a socket, or the page."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
 
 
 class LocalPlacement:
@@ -71,7 +79,9 @@ class LocalPlacement:
         with ExitStack() as theirs, ExitStack() as ours:
             our_end, their_end = connected_sockets()
             ours.enter_context(our_end).setblocking(False)
-            sockets = {"fd": [theirs.enter_context(their_end)], **inherited}
+            theirs.enter_context(their_end)
+            page = ours.enter_context(CommonPage())
+            named: dict[str, Sequence[HasFileno]] = {"fd": [their_end], "page": [page], **inherited}
             # Made here and not by Popen, which leaves open what it has where there is no descriptor for the rest.
             nothing = os.open(os.devnull, os.O_RDONLY)
             theirs.callback(os.close, nothing)
@@ -82,18 +92,18 @@ class LocalPlacement:
                 theirs.callback(os.close, writers[name])
                 pipes[name] = ours.enter_context(os.fdopen(reader, "rb", buffering=0))
             process = subprocess.Popen(
-                [str(spec.python or sys.executable), "-P", "-m", "torchd_workers", *_arguments(spec, rank, sockets)],
+                [str(spec.python or sys.executable), "-P", "-m", "torchd_workers", *_arguments(spec, rank, named)],
                 cwd=spec.directory,
                 env={**self._environment, **_import_paths(self._environment), **environment},
                 stdin=nothing,
                 stdout=writers["stdout"],
                 stderr=writers["stderr"],
-                pass_fds=[end.fileno() for ends in sockets.values() for end in ends],
+                pass_fds=[end.fileno() for ends in named.values() for end in ends],
                 start_new_session=True,
             )
             ours.callback(process.wait)
             ours.callback(process.kill)
-            started = LocalProcess(process, our_end)
+            started = LocalProcess(process, our_end, page)
             ours.pop_all()
         return started, pipes
 
@@ -106,8 +116,8 @@ def connected_sockets() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-def _arguments(spec: WorkerSpec, rank: int, sockets: Mapping[str, Sequence[socket.socket]]) -> list[str]:
-    options: dict[str, Sequence[int]] = {name: [end.fileno() for end in ends] for name, ends in sockets.items()}
+def _arguments(spec: WorkerSpec, rank: int, inherited: Mapping[str, Sequence[HasFileno]]) -> list[str]:
+    options: dict[str, Sequence[int]] = {name: [end.fileno() for end in ends] for name, ends in inherited.items()}
     each = len(spec.cores) // len(spec.ranks)
     cores = spec.cores[rank * each : (rank + 1) * each]
     options |= {"incarnation": [spec.incarnation], "rank": [rank], "parent": [os.getpid()], "cores": cores}
@@ -124,14 +134,20 @@ def _import_paths(environment: Mapping[str, str]) -> dict[str, str]:
 class LocalProcess:
     """One worker process of this machine, watched through its pidfd: never confused with another of the same number."""
 
-    def __init__(self, process: subprocess.Popen[bytes], ours: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], ours: socket.socket, page: CommonPage) -> None:
         self.pid = process.pid
         self.socket = ours
+        self._page = page
         self._process = process
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._pipes: list[asyncio.ReadTransport] = []
         self._pidfd = os.pidfd_open(process.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._exited)
+
+    @property
+    def begun(self) -> int:
+        """See WorkerProcess.begun."""
+        return self._page.begun
 
     def kill(self) -> None:
         """SIGKILL to the whole session: what the worker forked goes with it."""
@@ -147,6 +163,7 @@ class LocalProcess:
     def close(self) -> None:
         """Ends what its children may still hold open: the pipes and the socket."""
         self.socket.close()
+        self._page.close()
         for pipe in self._pipes:
             pipe.close()
 

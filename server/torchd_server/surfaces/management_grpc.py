@@ -13,7 +13,7 @@ from torchd_protos.management_pb2_grpc import ManagementAPIsServiceServicer
 from torchd_server import errors
 from torchd_server.management import RECONFIGURABLE, Management, ModelChange, RegisterModel
 from torchd_server.model import VersionStatus
-from torchd_server.surfaces import devices
+from torchd_server.surfaces import devices, optimization
 from torchd_server.surfaces.status import abort
 from torchd_server.torchserve import words
 
@@ -181,6 +181,8 @@ def _description(status: VersionStatus) -> pb.ModelDescription:
             for worker in status.workers
         ],
     )
+    if status.optimization_json:
+        description.optimization.CopyFrom(optimization.message(status.optimization_json))
     if status.last_failure is not None:
         last = words.failure(status)
         description.last_failure.CopyFrom(pb.FailureDescription(worker_id=last.pop("worker"), **last))

@@ -12,6 +12,7 @@ from torchd_server.management import ModelChange, ModelPage
 from torchd_server.model import RankStatus, VersionStatus, WorkerStatus
 
 PROCESSING = "Processing worker updates..."
+UNREADABLE = "the worker's report cannot be read"
 
 
 def registered(change: ModelChange) -> str:
@@ -101,9 +102,40 @@ def _description(status: VersionStatus) -> dict[str, Any]:
         "batchWait": settings.batch_wait,
         "state": status.state.value.upper(),
     }
+    if status.optimization_json:
+        found["optimization"] = optimization(status.optimization_json)
     if status.last_failure is not None:
         found["lastFailure"] = failure(status)
     return found
+
+
+def optimization(optimization_json: str) -> dict[str, Any]:
+    """What `optimize:` did to the model."""
+    try:
+        told = json.loads(optimization_json)
+        return {"options": [_option(option) for option in told["options"]], **_given(told, "unchecked", "warnings")}
+    except (ValueError, TypeError, LookupError, RecursionError):  # a worker runs user code, which may have said it
+        return {"unchecked": UNREADABLE}
+
+
+def _option(option: dict[str, Any]) -> dict[str, Any]:
+    difference = option["difference"]
+    if difference is None:
+        return _given(option, "name", "asked", "applied", "detail")
+    named = {
+        "inputs": difference["inputs"],
+        "maxDifference": difference["max_difference"],
+        "standardDeviation": difference["standard_deviation"],
+        "ratio": difference["ratio"],
+        **({} if difference["equal_top1"] is None else {"equalTop1": difference["equal_top1"]}),
+        "top1Judged": difference["top1_judged"],
+    }
+    return {**_given(option, "name", "asked", "applied", "detail"), "difference": named}
+
+
+def _given(told: dict[str, Any], *names: str) -> dict[str, Any]:
+    """These entries, without empty texts and lists."""
+    return {name: told[name] for name in names if told[name] not in ("", [])}
 
 
 def failure(status: VersionStatus) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def break_the_world(context, index):
         raise RuntimeError("patched")
 
     json.dumps = json.loads = broken
-    socket.socket.sendall = socket.socket.recv_into = broken
+    socket.socket.sendmsg = socket.socket.sendall = socket.socket.recv_into = broken
     struct.pack = struct.unpack = broken
     threading.Condition = threading.Thread = threading.RLock = broken
     os.write = os._exit = broken

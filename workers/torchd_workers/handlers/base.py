@@ -17,8 +17,9 @@ from torchd_workers.classes import classes_in
 from torchd_workers.context import Context
 from torchd_workers.handlers.devices import device_for, enter, moved
 from torchd_workers.handlers.labels import load_label_mapping
-from torchd_workers.handlers.optimize import Optimize, optimize_of
-from torchd_workers.handlers.precision import in_dtype
+from torchd_workers.handlers.mapped_weights import load_mapped
+from torchd_workers.handlers.optimizing.precision import cast_for, in_dtype
+from torchd_workers.handlers.optimizing.wish import Optimize, optimize_of
 from torchd_workers.handlers.profiling import is_profiler_enabled, profiler_for
 from torchd_workers.handlers.programs import is_onnx_session, load_compiled, load_onnx, run_onnx
 from torchd_workers.handlers.pt2 import compile_arguments
@@ -33,6 +34,8 @@ class BaseHandler:
 
     # A handler that takes one request at a time says False; the requests of a batch then come one after another.
     takes_batches = True
+    # What inputs of like size are batched together by: "tokens", "pixels" or "bytes"; "" is the order of arrival.
+    batching_cost = ""
     _optimize = Optimize()
 
     def __init__(self) -> None:
@@ -202,13 +205,18 @@ class BaseHandler:
         elif path is not None and path.endswith(".pt"):
             model = self._load_torchscript_model(path)
         else:
-            return self._in_dtype(self._load_program(path))
-        # Before it moves: the device need never hold the wider weights.
-        return self._in_dtype(model).to(self.device).eval()
+            return self._narrowed(self._load_program(path))
+        return self._narrowed(model).to(self.device).eval()
 
-    def _in_dtype(self, model: Any) -> Any:
-        dtype = self._optimize.dtype
-        return model if dtype is None else in_dtype(model, dtype, self.device or torch.device("cpu"))
+    def _narrowed(self, model: Any) -> Any:
+        """The model in the type that `optimize:` asks for, so that the device need never hold the wider weights.
+
+        Where samples are compared, or the weights stay in main memory, the optimizer narrows it after `initialize`.
+        """
+        wish, device = self._optimize, self.device or torch.device("cpu")
+        if wish.dtype is None or wish.samples or device.type == "cpu" or (wish.cast or cast_for(device)) != "weights":
+            return model
+        return in_dtype(model, wish.dtype, device)
 
     def _to_device(self, data: Any) -> Any:
         return moved(data, self.device, self._optimize.pin_memory)
@@ -235,8 +243,14 @@ class BaseHandler:
             raise ValueError(f"{model_file} must define exactly one torch.nn.Module; it defines {names}")
         model = classes[0]()
         if model_pt_path is not None:
-            model.load_state_dict(self._load_weights(model_pt_path))
+            self._fill(model, self._load_weights(model_pt_path))
         return model
+
+    def _fill(self, model: torch.nn.Module, weights: Any) -> None:
+        if self.device is not None and self.device.type == "cpu":
+            load_mapped(model, weights)
+        else:
+            model.load_state_dict(weights)
 
     def _load_weights(self, path: str) -> Any:
         if path.endswith(".safetensors"):

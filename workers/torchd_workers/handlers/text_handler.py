@@ -26,6 +26,8 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 class TextHandler(BaseHandler):
     """Base of the handlers of text. Needs source_vocab.pt; to explain, also a model with a layer `embedding`."""
 
+    batching_cost = "tokens"
+
     def __init__(self) -> None:
         super().__init__()
         self.source_vocab: Any = None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from torchd_server import errors
-from torchd_server.surfaces.request_ids import new_request_id
-from torchd_server.surfaces.rest.http1 import Answer, Handle, HttpResponse, Pending
+from torchd_server.request_ids import new_request_id
+from torchd_server.surfaces.rest.http1 import HttpResponse
 from torchd_server.surfaces.rest.http1_answer import Whole
-from torchd_server.surfaces.rest.http1_reader import HttpRequest
 from torchd_server.surfaces.status import http_status_of, row_of
 from torchd_server.torchserve import words
 
@@ -64,22 +63,3 @@ def error_answer(error: Exception, request_id: str | None = None) -> HttpRespons
         headers = (*headers, ("WWW-Authenticate", 'Bearer realm="torchd"'))
     response.headers = (*response.headers, ("x-torchd-reason", row.reason), *headers)
     return response
-
-
-def answering(handle: Handle) -> Handle:
-    """The door of the REST surface: every error leaves as an answer."""
-
-    def door(request: HttpRequest) -> Answer:
-        try:
-            answer = handle(request)
-        except Exception as error:
-            return error_answer(error)
-        return answer if isinstance(answer, (HttpResponse, Pending)) else awaited(answer)
-
-    async def awaited(answer: Awaitable[HttpResponse]) -> HttpResponse:
-        try:
-            return await answer
-        except Exception as error:
-            return error_answer(error)
-
-    return door

@@ -63,11 +63,12 @@ def _urlencoded(body: Body, limits: BodyLimits) -> list[Part]:
     bad = _BAD_ESCAPE.search(body)
     if bad is not None:
         raise BodyInvalid(f"the form has a '%' without two hex digits at byte {bad.start()}; write '%25' for a '%'")
+    body = bytes(body)
     pairs = (field.partition(b"=") for field in body.split(b"&") if field)
     return [(_name(_unquote(name)), "", _unquote(value)) for name, _, value in pairs]
 
 
-def _unquote(quoted: Body) -> bytes:
+def _unquote(quoted: bytes) -> bytes:
     spaced = quoted.replace(b"+", b" ")
     if b"%" not in spaced:
         return spaced

@@ -250,13 +250,15 @@ class HttpConnection(asyncio.BufferedProtocol):
             return
         if head.method == "HEAD" or response.status in WITHOUT_BODY:
             body = b""
-        self._keep = keep
         if len(body) <= JOIN_BYTES:
             self._transport.write(first + body)
+            if not self._writing_paused:
+                self._answered(keep)
+                return
             body = b""
         else:
             self._transport.write(first)
-        self._rest = memoryview(body)
+        self._rest, self._keep = memoryview(body), keep
         self._write_on()
 
     def _write_on(self) -> None:

@@ -12,8 +12,8 @@ from torchd_protos.frames import Header, Part, Reply
 from torchd_server import errors
 from torchd_server.inference import Inference
 from torchd_server.open_inference import OpenInference, ServerMetadata
+from torchd_server.request_ids import new_request_id
 from torchd_server.surfaces.auth import Access
-from torchd_server.surfaces.request_ids import new_request_id
 from torchd_server.surfaces.rest.answers import JSON, answer, document, error_answer
 from torchd_server.surfaces.rest.deadlines import timeout_ms
 from torchd_server.surfaces.rest.http1 import Answer, HttpResponse

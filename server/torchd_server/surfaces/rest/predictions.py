@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torchd_protos.frames import Call, Header, Part, Reply
 from torchd_server import errors
 from torchd_server.inference import Inference
 from torchd_server.request import Request
+from torchd_server.request_ids import new_request_id
 from torchd_server.surfaces.auth import Access
-from torchd_server.surfaces.request_ids import new_request_id
 from torchd_server.surfaces.rest.answers import answer, document, error_answer
 from torchd_server.surfaces.rest.bodies import BodyInvalid, BodyLimits, parts_of
 from torchd_server.surfaces.rest.deadlines import timeout_ms
@@ -41,14 +42,14 @@ def prediction_endpoints(inference: Inference) -> list[Endpoint]:
     """Every path that leads to a handler."""
 
     def door(kind: Door) -> Action:
-        return lambda request, variables: _predict(inference, request, variables, kind)
+        return partial(_predict, inference, kind)
 
     def row(template: str, action: Action, operation: str, summary: str) -> Endpoint:
         return Endpoint(ANY, template, Access.INFERENCE, action, operation, summary, takes=TAKES, gives="")
 
     def invoke_any(request: HttpRequest, variables: Variables) -> Answer:
         model = dict(query_of(request)).get("model_name") or inference.only_startup_model()
-        return _predict(inference, request, {"model_name": model or _named_in_form(request)}, INVOKE)
+        return _predict(inference, INVOKE, request, {"model_name": model or _named_in_form(request)})
 
     async def of_model(request: HttpRequest, variables: Variables) -> HttpResponse:
         inference.check_model(variables["model_name"], variables.get("model_version", ""))
@@ -113,7 +114,7 @@ def prediction_endpoints(inference: Inference) -> list[Endpoint]:
     ]
 
 
-def _predict(inference: Inference, request: HttpRequest, variables: Variables, door: Door) -> Answer:
+def _predict(inference: Inference, door: Door, request: HttpRequest, variables: Variables) -> Answer:
     request_id = new_request_id()
     try:
         parts = form_parts(request)

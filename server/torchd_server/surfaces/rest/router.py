@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote
 
 from torchd_server import errors
 from torchd_server.surfaces.auth import Access, Guard, OpenDoor
-from torchd_server.surfaces.rest.answers import NOT_ALLOWED, NOT_FOUND, answering, refusal
-from torchd_server.surfaces.rest.http1 import Answer, Handle
+from torchd_server.surfaces.rest.answers import NOT_ALLOWED, NOT_FOUND, error_answer, refusal
+from torchd_server.surfaces.rest.http1 import Answer, Handle, HttpResponse, Pending
 from torchd_server.surfaces.rest.http1_reader import HttpRequest, RequestHead
 
 PARAMETERS_AT_MOST = 100
@@ -176,17 +176,21 @@ class Router:
 
     @property
     def handle(self) -> Handle:
-        """From a request to its answer, whatever happens."""
-        return answering(self._handle)
+        """From a request to its answer, whatever happens: the door of the REST surface."""
+        return self._handle
 
     def _handle(self, request: HttpRequest) -> Answer:
-        found: _Found | None = request.head.notes.get(self)
-        if found is None:
-            found = request.head.notes[self] = self._find(request.head)
-        self._guard.check(found.access, found.shown)
-        if found.endpoint is None:
-            return refusal(found.status, NOT_FOUND if found.status == 404 else NOT_ALLOWED)
-        return found.endpoint.action(request, found.variables)
+        try:
+            found: _Found | None = request.head.notes.get(self)
+            if found is None:
+                found = request.head.notes[self] = self._find(request.head)
+            self._guard.check(found.access, found.shown)
+            if found.endpoint is None:
+                return refusal(found.status, NOT_FOUND if found.status == 404 else NOT_ALLOWED)
+            answer = found.endpoint.action(request, found.variables)
+        except Exception as error:
+            return error_answer(error)
+        return answer if isinstance(answer, (HttpResponse, Pending)) else _awaited(answer)
 
     def _find(self, head: RequestHead) -> _Found:
         shown = [value for name, value in head.headers if name.lower() == "authorization"]
@@ -195,3 +199,10 @@ class Router:
             return _Found(self._default_access, shown, status=found)  # strangers are not told what there is
         endpoint, variables = found
         return _Found(endpoint.access, shown, endpoint, variables)
+
+
+async def _awaited(answer: Awaitable[HttpResponse]) -> HttpResponse:
+    try:
+        return await answer
+    except Exception as error:
+        return error_answer(error)

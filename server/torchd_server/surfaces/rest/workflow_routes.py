@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torchd_protos.workflow_pb2 import DESCRIPTOR as WORKFLOW
+from torchd_server.request_ids import new_request_id
 from torchd_server.surfaces.auth import Access
-from torchd_server.surfaces.request_ids import new_request_id
 from torchd_server.surfaces.rest.answers import JSON, answer, document, error_answer
 from torchd_server.surfaces.rest.http1 import HttpResponse
 from torchd_server.surfaces.rest.http1_reader import HttpRequest

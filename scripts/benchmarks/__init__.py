@@ -1,0 +1,1 @@
+"""The parts of scripts/bench and of scripts/bench_gpu.py."""

@@ -1,0 +1,1 @@
+"""`optimize:` of model-config.yaml: makes any handler's model faster, and checks that its answers stay the same."""
