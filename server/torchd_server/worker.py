@@ -173,9 +173,9 @@ class Worker:
         return self._policy.turn.room(len(self._live))
 
     @property
-    def takes_ahead(self) -> bool:
-        """Whether a batch sent now would be the next to run, and no other waits for that."""
-        return len(self._batches) == 1 and self.state is WorkerState.READY
+    def in_hand(self) -> int:
+        """Batches it has and has not answered, where it may be sent more behind them."""
+        return len(self._batches) if self.state is WorkerState.READY else 0
 
     @property
     def identity(self) -> dict[str, str]:

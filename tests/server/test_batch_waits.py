@@ -80,7 +80,7 @@ class Simulation:
 class SimulatedWorker:
     """Takes as long as the service says."""
 
-    takes_ahead = False
+    in_hand = 0
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation

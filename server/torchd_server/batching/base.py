@@ -19,8 +19,8 @@ class Taker(Protocol):
         """Requests it can take now."""
 
     @property
-    def takes_ahead(self) -> bool:
-        """Whether it has one batch and could be sent the next."""
+    def in_hand(self) -> int:
+        """Batches it has, where it may be sent more behind them; else 0."""
 
     def run(self, batch: list[Request], waited_seconds: float) -> None:
         """Takes a batch; `waited_seconds` of its time in the queue it waited for company."""

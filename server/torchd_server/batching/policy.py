@@ -18,9 +18,10 @@ from torchd_server.batching.waits import BatchWait
 from torchd_server.clock import Clock, Timer
 from torchd_server.request import Request
 
-# Batches that take no longer are sent one ahead: the way between daemon and worker would be a good part of their time,
-# and a batch that stands behind another loses no more than this should a second worker have room sooner.
+# So much work is sent ahead of a worker: for quick batches the way between daemon and worker would be a good part of
+# their time, and one that stands behind others loses no more than this should a second worker have room sooner.
 AHEAD_SECONDS = 0.005
+AHEAD_BATCHES = 16
 COST_WEIGHT = 0.1
 
 
@@ -43,7 +44,7 @@ class BatchPolicy:
         self._wait = wait
         self._clock = clock
         self._idle: deque[Taker] = deque()
-        # Those that run one batch and could be sent the next.
+        # Those that run a batch and may be sent more.
         self._busy: deque[Taker] = deque()
         # What a batch lately took; nothing is sent ahead before it is known.
         self._cost = math.inf
@@ -118,7 +119,7 @@ class BatchPolicy:
         self._dispatch()
 
     def _is_busy(self, taker: Taker) -> None:
-        if self.sends_ahead and taker.takes_ahead and taker not in self._busy:
+        if self.sends_ahead and taker.in_hand and taker not in self._busy:
             self._busy.append(taker)
 
     def leave(self, taker: Taker, handed_back: Sequence[Request] = ()) -> None:
@@ -141,6 +142,11 @@ class BatchPolicy:
         if seconds is not None:
             self._wait.ran(seconds)
             self._cost = seconds if self._cost == math.inf else self._cost + COST_WEIGHT * (seconds - self._cost)
+
+    @property
+    def _most_ahead(self) -> int:
+        """Batches that may stand behind the one a worker runs."""
+        return min(AHEAD_BATCHES, int(AHEAD_SECONDS / self._cost))
 
     def close(self, sequence: str) -> None:
         """There are no sequences here."""
@@ -171,9 +177,9 @@ class BatchPolicy:
                     return
             self._send(self._idle.popleft(), now - self._collecting_since)
         self._collecting_since = None
-        while self._busy and len(self._queue) >= self._size and self._cost < AHEAD_SECONDS:
+        while self._busy and len(self._queue) >= self._size:
             taker = self._busy.popleft()
-            if taker.takes_ahead:  # it has not become idle since
+            if 0 < taker.in_hand <= self._most_ahead:  # else it has become idle since, or has enough
                 self._send(taker, 0.0)
 
     def _look_again(self, when: float) -> None:
