@@ -58,7 +58,7 @@ def pack(head: dict[str, Any], raw: Sequence[Buffer] = ()) -> bytes:
     return b"".join((_PREFIX.pack(len(text)), text, *raw))
 
 
-def prefixed(head_size: int, body: bytes) -> bytes:
+def prefixed(head_size: int, body: Buffer) -> bytes:
     """What arrived as head and data, with the head's size in front."""
     return _PREFIX.pack(head_size) + body
 

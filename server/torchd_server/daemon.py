@@ -47,7 +47,7 @@ from torchd_server.run_directory import RunDirectory
 from torchd_server.settings import ModelSettings, ServerSettings, TorchServeMetrics
 from torchd_server.store import ModelStore
 from torchd_server.surfaces import inference_grpc, open_inference_grpc
-from torchd_server.surfaces.access import AccessLayer, observed
+from torchd_server.surfaces.access import AccessLayer
 from torchd_server.surfaces.auth import Access, metrics_access
 from torchd_server.surfaces.edge import Edge
 from torchd_server.surfaces.grpc_methods import Methods
@@ -56,7 +56,7 @@ from torchd_server.surfaces.inference_grpc import InferenceSurface
 from torchd_server.surfaces.management_grpc import ManagementSurface
 from torchd_server.surfaces.open_inference_grpc import OpenInferenceSurface
 from torchd_server.surfaces.rest.http1 import Handle, HttpServer
-from torchd_server.surfaces.rest.http1_reader import HttpLimits
+from torchd_server.surfaces.rest.http1_reader import HttpLimits, HttpRequest
 from torchd_server.surfaces.rest.router import Endpoint
 from torchd_server.surfaces.rest.routes import inference_endpoints, management_port_endpoints, metrics_endpoints, port
 from torchd_server.surfaces.stream_scope import stream_scope
@@ -405,18 +405,21 @@ class Daemon:
         limits = self._settings.limits
         gate = self._edge.gate(name, handle)
         return HttpServer(
-            observed(gate.handle, self._http_answered),
+            gate.handle,
             gate.refuse,
             HttpLimits(
                 body_bytes=body_bytes,
                 connections=min(limits.connections, _descriptors() // CONNECTION_SHARE),
             ),
+            headers=gate.headers,
+            answered=self._http_answered,
         )
 
-    def _http_answered(self, peer: str, method: str, target: str, version: str, status: int, seconds: float) -> None:
+    def _http_answered(self, request: HttpRequest, status: int, seconds: float) -> None:
         self._core.recorder.http_answered(status)
         if self._access_log is not None:
-            self._access_log.http(peer, method, target, version, status, seconds)
+            head = request.head
+            self._access_log.http(request.peer, head.method, head.target, head.version, status, seconds)
 
 
 def _connection_ages(settings: ServerSettings) -> list[tuple[str, int]]:

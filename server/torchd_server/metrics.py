@@ -192,7 +192,7 @@ class ModelMetrics:
         self.failures = 0
         # Asked when the page is made; whoever has the queue sets it.
         self.queue_depth: Callable[[], int] = int
-        self._hears_requests = metrics.sink.hears_requests
+        self.hears_requests = metrics.sink.hears_requests
 
     def outcome(self, name: str) -> None:
         """One request ended so: "ok" or the name of an error class."""
@@ -200,12 +200,12 @@ class ModelMetrics:
 
     def requested(self, version: str) -> None:
         """A request came in that named this version, or "" for the default one."""
-        if self._hears_requests:
+        if self.hears_requests:
             self._metrics.sink.requested(self._labels[0], version)
 
     def answered(self, version: str, queue_seconds: float, total_seconds: float) -> None:
         """A request that named this version was answered without an error."""
-        if self._hears_requests:
+        if self.hears_requests:
             self._metrics.sink.answered(self._labels[0], version, queue_seconds, total_seconds)
 
     def worker_seconds(self, seconds: float) -> None:

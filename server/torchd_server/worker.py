@@ -122,11 +122,15 @@ class Worker:
         # What is with the worker and has not had its last answer; who was released meanwhile is done and stays here.
         self._live: dict[int, Request] = {}
         self._step = 0
-        # Where requests do not join one by one: the batch that runs.
-        self._batch: list[Request] = []
+        # Where requests do not join one by one: the batch that runs, and the one that waits in its socket.
+        self._batches: deque[list[Request]] = deque()
+        # When the batch that runs had the worker to itself.
+        self._free_at = 0.0
         self._nothing_runs: asyncio.Future[None] | None = None
         self._labels = [Header("ModelName", plan.load.model), Header("Level", "Model")]
+        # Of the load or, while something runs, of the next answer; it is set again when it rings, not at each answer.
         self._timer: Timer | None = None
+        self._kill_timer: Timer | None = None
         self._heard_at = 0.0
 
     @property
@@ -167,6 +171,11 @@ class Worker:
     def room(self) -> int:
         """Requests it can take now."""
         return self._policy.turn.room(len(self._live))
+
+    @property
+    def takes_ahead(self) -> bool:
+        """Whether a batch sent now would be the next to run, and no other waits for that."""
+        return len(self._batches) == 1 and self.state is WorkerState.READY
 
     @property
     def identity(self) -> dict[str, str]:
@@ -224,7 +233,9 @@ class Worker:
         now = self._clock.time()
         self._step += 1
         if not self._policy.turn.joins:
-            self._batch = batch
+            self._batches.append(batch)
+        if not self._live:
+            self._heard_at = now
         items = []
         for request in batch:
             request.sent(self, now, self._step)
@@ -234,7 +245,6 @@ class Worker:
         self._metrics.batch_size(len(batch))
         self._metrics.batch_wait_seconds(waited_seconds)
         if self._timer is None:
-            self._heard_at = now
             self._arm_hang_timer()
         if self._link is not None:
             self._link.send(Batch(self._step, items))
@@ -299,7 +309,10 @@ class Worker:
         self._kill_hung(errors.LoadFailed(text))
 
     def _answer_timeout(self) -> None:
-        if self._clock.time() < self._heard_at + self._patience:  # chunks have come meanwhile
+        self._timer = None
+        if not self._live:  # nothing is awaited: the next batch sets it again
+            return
+        if self._clock.time() < self._heard_at + self._patience:  # answers have come meanwhile
             self._arm_hang_timer()
             return
         limits = f"response_timeout, {self.plan.response_timeout:g} s, and {self._grace:g} s of grace"
@@ -316,25 +329,28 @@ class Worker:
     def _kill_hung(self, cause: errors.TorchdError) -> None:
         logger.warning("worker hangs and is killed: %s", cause, extra=self.identity)
         self._group.dump_stacks()
-        self._timer = self._clock.call_at(self._clock.time() + STACK_DUMP_SECONDS, lambda: self.kill(cause))
+        self._kill_timer = self._clock.call_at(self._clock.time() + STACK_DUMP_SECONDS, lambda: self.kill(cause))
 
     def _arm_hang_timer(self) -> None:
         self._timer = self._clock.call_at(self._heard_at + self._patience, self._answer_timeout)
 
     def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._kill_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._kill_timer = None
 
     def _replies(self, replies: Replies) -> None:
         """The running batch has been through the handler: the rest of its answers, and the time that took."""
-        ids = ",".join([request.call.request_id for request in self._batch])
+        batch = self._batches[0] if self._batches else ()
         for number, body in zip(replies.requests, replies.bodies, strict=True):
             self._reply(Reply(number, body=body))
         if replies.end_of_step:
             self._end_batch()
-        milliseconds = round(replies.handler_us / 1000, 2)
-        self.measured(Metric("PredictionTime", milliseconds, "Milliseconds", "gauge", self._labels, ids))
+        if self._metrics.hears_requests:
+            ids = ",".join([request.call.request_id for request in batch])
+            milliseconds = round(replies.handler_us / 1000, 2)
+            self.measured(Metric("PredictionTime", milliseconds, "Milliseconds", "gauge", self._labels, ids))
 
     def _reply(self, reply: Reply) -> None:
         request = self._live.get(reply.request)
@@ -378,20 +394,23 @@ class Worker:
             self._end_batch()
 
     def _end_batch(self) -> None:
-        if self._live:
-            raise ProtocolError(f"the batch ended with {len(self._live)} requests unanswered")
-        if not self._batch:
+        if not self._batches:
             raise ProtocolError("a batch ended where none runs")
-        batch, self._batch = self._batch, []
+        batch = self._batches.popleft()
+        if unanswered := sum(request.number in self._live for request in batch):
+            raise ProtocolError(f"the batch ended with {unanswered} requests unanswered")
         self._end(batch)
 
     def _end(self, requests: list[Request]) -> None:
         """These, which were sent together, run no more: there is room for others."""
         self._heard_at = self._clock.time()
-        seconds = self._heard_at - requests[0].sent_at
+        seconds = self._heard_at - max(requests[0].sent_at, self._free_at)
+        if not self._policy.turn.joins:
+            self._free_at = self._heard_at
         self._metrics.worker_seconds(seconds)
         if not self._live:
-            self._disarm()
+            if self._kill_timer is not None:  # its last answer came in the last moment
+                self._disarm()
             if self._nothing_runs is not None and not self._nothing_runs.done():
                 self._nothing_runs.set_result(None)
         self._policy.finished(self, requests, seconds)
@@ -421,7 +440,8 @@ class Worker:
         self._group.close()
         self.state = WorkerState.DEAD
         live, self._live = list(self._live.values()), {}
-        self._policy.finished(self, self._batch or live, None)
+        sent = [request for batch in self._batches for request in batch]
+        self._policy.finished(self, sent or live, None)
         waiting = [request for request in live if request.state is not State.DONE]
         # What had not begun may run elsewhere; what a second worker did not survive is no bad luck any more.
         unbegun = [request for request in waiting if request.step > begun and not request.has_answer]

@@ -29,6 +29,8 @@ class Taker:
         self.waited: list[float] = []
         self.running: list[Request] = []
         self.is_idle = False
+        # A test that wants batches sent ahead says so: it answers them in their order then.
+        self.takes_ahead = False
 
     @property
     def room(self) -> int:
@@ -330,6 +332,8 @@ class Stepper:
         self.everybody = everybody
         self.taken: list[Request] = []
         self.running: list[Request] = []
+
+    takes_ahead = False
 
     @property
     def room(self) -> int:

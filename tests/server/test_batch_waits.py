@@ -80,6 +80,8 @@ class Simulation:
 class SimulatedWorker:
     """Takes as long as the service says."""
 
+    takes_ahead = False
+
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
         self.room = simulation.policy.turn.room(0)

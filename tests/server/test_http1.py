@@ -14,7 +14,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchd_server.surfaces.rest.http1 import Handle, HttpResponse, HttpServer
+from torchd_server.surfaces.rest.http1 import Handle, HttpResponse, HttpServer, Pending
 from torchd_server.surfaces.rest.http1_reader import HttpLimits, HttpRequest, RequestReader
 
 GUARD_SECONDS = 30.0
@@ -50,9 +50,10 @@ def refuse(status: int, message: str) -> HttpResponse:
 
 @asynccontextmanager
 async def serving(
-    handle: Handle = echo, *, answer_half_closed: bool = False, **limits: Any
+    handle: Handle = echo, *, options: dict[str, Any] | None = None, answer_half_closed: bool = False, **limits: Any
 ) -> AsyncIterator[tuple[HttpServer, "Connect"]]:
-    server = HttpServer(handle, refuse, HttpLimits(**limits), answer_half_closed=answer_half_closed)
+    options = {"answer_half_closed": answer_half_closed, **(options or {})}
+    server = HttpServer(handle, refuse, HttpLimits(**limits), **options)
     port = await server.start("127.0.0.1", 0)
     clients: list[Client] = []
 
@@ -678,6 +679,138 @@ def test_a_slow_client_that_reads_gets_the_whole_answer(run: Run) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("size", [100_000, 1_048_576, 5_000_000])
+def test_a_large_body_comes_back_as_it_was_sent(run: Run, size: int) -> None:
+    """It is received where it stays, whatever else comes in between."""
+    body = bytes(range(251)) * (size // 251)
+
+    async def main() -> None:
+        async with serving() as (_, connect):
+            client, other = await connect(), await connect()
+            for _ in range(2):
+                client.send(post("/big", body)[:-9])
+                other.send(post("/small", b"12345"))
+                assert (await other.answer())[2] == b"POST /small 12345"
+                client.send(body[-9:] + get("/next"))
+                assert (await client.answer())[2] == b"POST /big " + body
+                assert (await client.answer())[2] == b"GET /next "
+
+    run(main())
+
+
+# Answers that tell when they are there
+
+
+class Later(Pending):
+    """An answer that the test gives when it likes."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        self.request = request
+        self.cancelled = asyncio.Event()
+        self._respond: Callable[[HttpResponse], None]
+
+    def when_answered(self, respond: Callable[[HttpResponse], None]) -> None:
+        self._respond = respond
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    def give(self) -> None:
+        self._respond(HttpResponse(200, (), self.request.path.encode()))
+
+
+def test_answers_that_come_later_keep_the_order_of_their_requests(run: Run) -> None:
+    async def main() -> None:
+        asked: asyncio.Queue[Later] = asyncio.Queue()
+
+        def handle(request: HttpRequest) -> Pending:
+            asked.put_nowait(later := Later(request))
+            return later
+
+        async with serving(handle) as (_, connect):
+            client = await connect()
+            client.send(get("/1") + get("/2") + get("/3"))
+            for path in (b"/1", b"/2", b"/3"):
+                later = await asked.get()
+                assert asked.empty()  # the next begins when this one's answer is out
+                later.give()
+                assert (await client.answer())[2] == path
+
+    run(main())
+
+
+@pytest.mark.parametrize("leave", [Client.close, Client.reset], ids=["FIN", "RST"])
+def test_an_answer_that_would_come_later_is_cancelled_when_its_client_leaves(
+    run: Run, leave: Callable[[Client], None]
+) -> None:
+    """K03"""
+
+    async def main() -> None:
+        asked: asyncio.Queue[Later] = asyncio.Queue()
+
+        def handle(request: HttpRequest) -> Pending:
+            asked.put_nowait(later := Later(request))
+            return later
+
+        async with serving(handle) as (server, connect):
+            client = await connect()
+            client.send(get("/"))
+            later = await asked.get()
+            leave(client)
+            await later.cancelled.wait()
+            await all_gone(server)
+            later.give()  # too late, and nobody's any more
+
+    run(main())
+
+
+def test_answers_at_once_are_given_without_a_task(run: Run) -> None:
+    async def main() -> None:
+        tasks = set()
+
+        def handle(request: HttpRequest) -> HttpResponse:
+            tasks.update(asyncio.all_tasks())
+            return HttpResponse(200, (), request.path.encode())
+
+        async with serving(handle) as (_, connect):
+            client = await connect()
+            client.send(get("/1") * 500 + get("/2"))
+            for path in [b"/1"] * 500 + [b"/2"]:
+                assert (await client.answer())[2] == path
+        assert tasks == asyncio.all_tasks()
+
+    run(main())
+
+
+def test_the_servers_headers_stand_on_every_answer_and_every_refusal(run: Run) -> None:
+    async def main() -> None:
+        async with serving(options={"headers": (("x-own", "yes"),)}) as (_, connect):
+            for sent, status in ((get("/"), 200), (b"GET\r\n\r\n", 400), (get("/", "Content-Encoding: br"), 415)):
+                client = await connect()
+                client.send(sent)
+                answer = await client.answer()
+                assert (answer[0], answer[1]["x-own"]) == (status, "yes")
+
+    run(main())
+
+
+def test_who_listens_is_told_of_each_answer_when_it_begins(run: Run) -> None:
+    told: list[tuple[str, int]] = []
+
+    def answered(request: HttpRequest, status: int, seconds: float) -> None:
+        told.append((request.target, status))
+        assert 0 <= seconds < GUARD_SECONDS
+
+    async def main() -> None:
+        async with serving(options={"answered": answered}) as (_, connect):
+            client = await connect()
+            client.send(get("/1?a") + get("/2"))
+            assert (await client.answer())[0] == (await client.answer())[0] == 200
+
+    run(main())
+    assert told == [("/1?a", 200), ("/2", 200)]
+
+
 # Leaving
 
 
@@ -1072,6 +1205,79 @@ def test_where_the_bytes_are_cut_makes_no_difference(cuts: list[int]) -> None:
 
 def test_single_bytes_make_the_same_requests() -> None:
     assert read_all([STREAM[i : i + 1] for i in range(len(STREAM))]) == read_all([STREAM])
+
+
+# The same heads again and again, and between them what may not be remembered.
+SAME = [
+    post("/a", b"12345"),
+    post("/a", b"\r\n\r\n1"),
+    post("/a", b"12345"),
+    get("/b"),
+    get("/b"),
+    post("/a", b"54321"),
+    chunked(b"abc", b"de"),
+    chunked(b"abc", b"de"),
+    post("/a", b"54321"),
+    post("/c", b"123", "Expect: 100-continue"),
+    post("/c", b"321", "Expect: 100-continue"),
+    post("/d", b"", "Upgrade: h2c", "Connection: upgrade"),
+    post("/a", b"GET /"),
+    post("/a", b"", "X: 1"),
+    post("/a", b"", "X: 1"),
+    b"\r\n" + get("/b"),
+    b"\r\n" + get("/b"),
+    post("/big", b"z" * 20_000),
+    post("/big", b"y" * 20_000),
+    get("/last", "Connection: close"),
+]
+
+
+@given(st.lists(st.integers(0, len(b"".join(SAME))), max_size=60))
+def test_a_head_that_is_known_makes_the_same_request_as_a_new_one(cuts: list[int]) -> None:
+    stream = b"".join(SAME)
+    at = [0, *sorted(cuts), len(stream)]
+    alone = [read_all([one])[0][0] for one in SAME]
+    assert read_all([stream[a:b] for a, b in pairwise(at)]) == (alone, None)
+
+
+def test_only_plain_heads_of_the_same_bytes_are_known_again() -> None:
+    def first_two(*both: bytes) -> tuple[HttpRequest, HttpRequest]:
+        one, two = read_all(list(both))[0]
+        return one, two
+
+    one, two = first_two(post("/a", b"12345"), post("/a", b"54321"))
+    assert one.head is two.head
+    for head in ("Expect: 100-continue", "Upgrade: h2c\r\nConnection: upgrade"):
+        one, two = first_two(post("/a", b"1", head), post("/a", b"1", head))
+        assert one.head is not two.head
+    one, two = first_two(post("/a", b"1", "Authorization: Bearer a"), post("/a", b"1", "Authorization: Bearer b"))
+    assert (one.header("authorization"), two.header("authorization")) == ("Bearer a", "Bearer b")
+
+
+def test_nothing_is_read_after_a_request_that_is_the_last() -> None:
+    last = get("/", "Connection: close")
+    assert read_all([last, last]) == (read_all([last])[0], 400)
+    assert read_all([get("/"), last + get("/")])[1] == 400
+
+
+def test_a_promised_body_costs_memory_as_it_comes() -> None:
+    """A length alone reserves nothing: promises of many connections cannot fill the memory (S08's lying length)."""
+    reader = RequestReader(HttpLimits())
+    reader.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6000000\r\n\r\n")
+    assert reader.room() is None
+    reader.feed(b"x" * 1000)
+    room = reader.room()
+    assert room is not None
+    assert 1 <= len(room) <= 32_000
+    received = 1000
+    while (room := reader.room()) is not None:
+        room[:] = b"y" * len(room)
+        received += len(room)
+        reader.filled(len(room))
+    request = reader.take()
+    assert request is not None
+    assert (received, request.body) == (6_000_000, b"x" * 1000 + b"y" * 5_999_000)
+    assert reader.is_between_requests
 
 
 TOKENS = [

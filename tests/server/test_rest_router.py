@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fakes import FakePlacement, ManualClock, machinery
 from harness.access_table import ROUTES, path_of, rows
+from harness.answers import answered
 from openapi_spec_validator import validate
 
 from torchd_server import errors
@@ -24,7 +25,7 @@ from torchd_server.store import ModelStore
 from torchd_server.surfaces.auth import Access
 from torchd_server.surfaces.rest.answers import document
 from torchd_server.surfaces.rest.http1 import Handle, HttpResponse
-from torchd_server.surfaces.rest.http1_reader import HttpRequest
+from torchd_server.surfaces.rest.http1_reader import HttpRequest, RequestHead
 from torchd_server.surfaces.rest.openapi import description, description_endpoints
 from torchd_server.surfaces.rest.router import ANY, Endpoint, Router, Variables, segments
 from torchd_server.surfaces.rest.routes import (
@@ -180,12 +181,9 @@ def server(tmp_path: Path) -> Server:
 
 
 def ask(handle: Handle, method: str, path: str, *headers: tuple[str, str]) -> tuple[int, Any]:
-    request = HttpRequest(method, path, path, "", headers)
+    request = HttpRequest(RequestHead(method, path, path, "", headers))
 
-    async def main() -> HttpResponse:
-        return await handle(request)
-
-    response = asyncio.run(main())
+    response = asyncio.run(answered(handle, request))
     assert isinstance(response.body, bytes)
     return response.status, response.body
 

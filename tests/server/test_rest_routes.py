@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from fakes import FakePlacement, ManualClock, machinery
+from harness.answers import answered
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +28,7 @@ from torchd_server.settings import Limits, ModelSettings
 from torchd_server.store import ModelStore
 from torchd_server.surfaces.rest.deadlines import timeout_ms
 from torchd_server.surfaces.rest.http1 import Handle, HttpResponse
-from torchd_server.surfaces.rest.http1_reader import HttpRequest
+from torchd_server.surfaces.rest.http1_reader import HttpRequest, RequestHead
 from torchd_server.surfaces.rest.router import segments
 from torchd_server.surfaces.rest.routes import (
     inference_endpoints,
@@ -74,12 +76,8 @@ class Ports:
     def send(handle: Handle, method: str, target: str, body: bytes = b"", **headers: str) -> HttpResponse:
         path, _, query = target.partition("?")
         named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
-        request = HttpRequest(method, target, path, query, named, body)
-
-        async def main() -> HttpResponse:
-            return await handle(request)
-
-        return asyncio.run(main())
+        request = HttpRequest(RequestHead(method, target, path, query, named), body)
+        return asyncio.run(answered(handle, request))
 
 
 @pytest.fixture
@@ -253,12 +251,12 @@ def test_a_query_of_very_many_parameters_is_refused(ports: Ports) -> None:
 )
 def test_a_deadline_is_read_or_refused(headers: dict[str, str], milliseconds: int | None) -> None:
     """K07: an absurd deadline is the client's mistake, never a request without one."""
-    request = HttpRequest("POST", "/", "/", "", tuple(headers.items()))
+    head = RequestHead("POST", "/", "/", "", tuple(headers.items()))
     if milliseconds is not None:
-        assert timeout_ms(request) == milliseconds
+        assert timeout_ms(head) == milliseconds
         return
     with pytest.raises(errors.BadRequest, match=next(iter(headers))):
-        timeout_ms(request)
+        timeout_ms(head)
 
 
 def test_a_bad_deadline_is_answered_before_the_model_is_looked_for(ports: Ports) -> None:
@@ -324,8 +322,10 @@ def test_ping_is_healthy_without_models(ports: Ports) -> None:
 
 def test_every_answer_has_the_common_headers(ports: Ports) -> None:
     for name, path in (("inference", "/ping"), ("management", "/models"), ("metrics", "/metrics"), ("inference", "/x")):
-        headers = dict(Ports.send(ports.handles[name], "GET", path).headers)
-        assert {"x-request-id", "Pragma", "Cache-Control", "Expires", "content-type"} <= set(headers)
+        response = Ports.send(ports.handles[name], "GET", path)
+        headers = dict(response.headers)
+        assert UUID(response.request_id or "").version == 4
+        assert {"Pragma", "Cache-Control", "Expires", "content-type"} <= set(headers)
 
 
 def test_the_metrics_port_has_metrics(ports: Ports) -> None:

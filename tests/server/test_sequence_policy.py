@@ -33,6 +33,8 @@ class Taker:
         self.batches: list[list[Request]] = []
         self.begun: set[Request] = set()
 
+    takes_ahead = False
+
     @property
     def room(self) -> int:
         return self.bench.policy.turn.room(len(self.running))

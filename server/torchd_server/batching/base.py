@@ -18,6 +18,10 @@ class Taker(Protocol):
     def room(self) -> int:
         """Requests it can take now."""
 
+    @property
+    def takes_ahead(self) -> bool:
+        """Whether it has one batch and could be sent the next."""
+
     def run(self, batch: list[Request], waited_seconds: float) -> None:
         """Takes a batch; `waited_seconds` of its time in the queue it waited for company."""
 

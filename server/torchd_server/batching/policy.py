@@ -6,6 +6,7 @@ policy looks whether a batch can go. There is no task that could die with reques
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -17,12 +18,20 @@ from torchd_server.batching.waits import BatchWait
 from torchd_server.clock import Clock, Timer
 from torchd_server.request import Request
 
+# Batches that take no longer are sent one ahead: the way between daemon and worker would be a good part of their time,
+# and a batch that stands behind another loses no more than this should a second worker have room sooner.
+AHEAD_SECONDS = 0.005
+COST_WEIGHT = 0.1
+
 
 class BatchPolicy:
     """Waiting requests of one model version, and the workers that wait for them.
 
     `size` is what a batch waits for; how many a worker takes, `turn` says: whole batches of `size` if not given.
+    Only full batches are sent ahead: for no other would waiting have brought nothing.
     """
+
+    sends_ahead = True
 
     def __init__(
         self, queue: Queue, size: int, limit: int, wait: BatchWait, clock: Clock, turn: Turn | None = None
@@ -34,6 +43,10 @@ class BatchPolicy:
         self._wait = wait
         self._clock = clock
         self._idle: deque[Taker] = deque()
+        # Those that run one batch and could be sent the next.
+        self._busy: deque[Taker] = deque()
+        # What a batch lately took; nothing is sent ahead before it is known.
+        self._cost = math.inf
         self._running = 0
         self._collecting_since: float | None = None
         self._timer: Timer | None = None
@@ -71,6 +84,7 @@ class BatchPolicy:
         self._wait = make_wait()
         self._collecting_since = None
         self._idle = deque(taker for taker in self._idle if taker.room)
+        self._busy.clear()  # what was sent ahead has another size
         self._dispatch()
 
     def reorder(self, queue: Queue) -> None:
@@ -96,14 +110,22 @@ class BatchPolicy:
 
     def has_room(self, taker: Taker) -> None:
         """`taker` may have room; if so it gets a batch by `run`, at once or later."""
-        if taker.room and taker not in self._idle:  # after a resize it may run more than it should
-            self._idle.append(taker)
+        if taker.room:  # after a resize it may run more than it should
+            if taker not in self._idle:
+                self._idle.append(taker)
+        else:
+            self._is_busy(taker)
         self._dispatch()
+
+    def _is_busy(self, taker: Taker) -> None:
+        if self.sends_ahead and taker.takes_ahead and taker not in self._busy:
+            self._busy.append(taker)
 
     def leave(self, taker: Taker, handed_back: Sequence[Request] = ()) -> None:
         """`taker` takes no more batches; `handed_back` were sent to it and have not begun."""
-        if taker in self._idle:
-            self._idle.remove(taker)
+        for takers in (self._idle, self._busy):
+            if taker in takers:
+                takers.remove(taker)
         self.put_back(handed_back)
 
     def began(self, request: Request) -> None:
@@ -118,6 +140,7 @@ class BatchPolicy:
         self._queue.ran(requests, seconds)
         if seconds is not None:
             self._wait.ran(seconds)
+            self._cost = seconds if self._cost == math.inf else self._cost + COST_WEIGHT * (seconds - self._cost)
 
     def close(self, sequence: str) -> None:
         """There are no sequences here."""
@@ -146,8 +169,12 @@ class BatchPolicy:
                 if goes_at > now:
                     self._look_again(goes_at)
                     return
-            self._send(now - self._collecting_since)
+            self._send(self._idle.popleft(), now - self._collecting_since)
         self._collecting_since = None
+        while self._busy and len(self._queue) >= self._size and self._cost < AHEAD_SECONDS:
+            taker = self._busy.popleft()
+            if taker.takes_ahead:  # it has not become idle since
+                self._send(taker, 0.0)
 
     def _look_again(self, when: float) -> None:
         """Nearly every request that comes puts it off: a timer that rings too early costs less than a new one each."""
@@ -162,12 +189,13 @@ class BatchPolicy:
         self._timer = None
         self._dispatch()
 
-    def _send(self, waited_seconds: float) -> None:
-        taker = self._idle.popleft()
-        batch = self._queue.take(taker.room)
+    def _send(self, taker: Taker, waited_seconds: float) -> None:
+        batch = self._queue.take(taker.room or self._size)
         self._running += len(batch)
         self._wait.left(len(self._queue) + self._running)
         self._collecting_since = None
         taker.run(batch, waited_seconds)
         if taker.room:  # it stands behind the others: the load spreads
             self._idle.append(taker)
+        else:
+            self._is_busy(taker)

@@ -74,6 +74,9 @@ class _Lane:
 class _Home(BatchPolicy):
     """The batch policy of one worker and of the sequences that stay with it."""
 
+    # A sequence's next request must not wait behind a batch that could have held it.
+    sends_ahead = False
+
     def __init__(
         self,
         taker: Taker,

@@ -1,4 +1,4 @@
-"""Tells who listens of every answer: around a REST port, and around every gRPC method."""
+"""Tells who listens of every answer of a gRPC method."""
 
 from __future__ import annotations
 
@@ -11,27 +11,10 @@ from typing import Any, TypeAlias
 import grpc
 
 from torchd_server.surfaces.grpc_methods import Handler
-from torchd_server.surfaces.rest.http1 import Handle, HttpResponse
-from torchd_server.surfaces.rest.http1_reader import HttpRequest
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-# peer, method, target, HTTP version, status, seconds
-HttpAnswered = Callable[[str, str, str, str, int, float], None]
 # peer, method, number of the status, seconds
 GrpcAnswered = Callable[[str, str, int, float], None]
-
-
-def observed(handle: Handle, answered: HttpAnswered) -> Handle:
-    """`handle`, whose answers are told of when they begin."""
-
-    async def call(request: HttpRequest) -> HttpResponse:
-        started = time.monotonic()
-        response = await handle(request)
-        seconds = time.monotonic() - started
-        answered(request.peer, request.method, request.target, request.version, response.status, seconds)
-        return response
-
-    return call
 
 
 class AccessLayer:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from torchd_server import errors
+from torchd_server.request_ids import new_request_id
 from torchd_server.surfaces.rest.http1 import HttpResponse
-from torchd_server.surfaces.rest.http1_reader import HttpRequest
+from torchd_server.surfaces.rest.http1_answer import Whole
 from torchd_server.surfaces.status import http_status_of, row_of
 from torchd_server.torchserve import words
 
@@ -29,7 +29,7 @@ NOT_ALLOWED = "Requested method is not allowed, please refer to API document."
 
 def answer(
     status: int,
-    body: bytes | AsyncIterator[bytes],
+    body: Whole | AsyncIterator[bytes],
     headers: tuple[tuple[str, str], ...] = (),
     request_id: str | None = None,
     reason: str | None = None,
@@ -37,8 +37,7 @@ def answer(
     """An answer with the common headers, which stand above a handler's own of these names."""
     if headers:
         headers = tuple(header for header in headers if header[0].lower() not in _COMMON_NAMES)
-    identity = ("x-request-id", request_id or str(uuid.uuid4()))
-    return HttpResponse(status, (*headers, identity, *COMMON_HEADERS), body, reason)
+    return HttpResponse(status, (*headers, *COMMON_HEADERS), body, reason, request_id=request_id or new_request_id())
 
 
 def document(status: int, value: Any) -> HttpResponse:
@@ -64,17 +63,3 @@ def error_answer(error: Exception, request_id: str | None = None) -> HttpRespons
         headers = (*headers, ("WWW-Authenticate", 'Bearer realm="torchd"'))
     response.headers = (*response.headers, ("x-torchd-reason", row.reason), *headers)
     return response
-
-
-def answers_errors(
-    handle: Callable[[HttpRequest], Awaitable[HttpResponse]],
-) -> Callable[[HttpRequest], Awaitable[HttpResponse]]:
-    """The door of the REST surface: every error leaves as an answer."""
-
-    async def door(request: HttpRequest) -> HttpResponse:
-        try:
-            return await handle(request)
-        except Exception as error:
-            return error_answer(error)
-
-    return door

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from binascii import a2b_qp
 from dataclasses import dataclass
+from functools import lru_cache
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -28,15 +29,16 @@ class BodyInvalid(ValueError):
     """The body is not what its Content-Type says, or goes past a limit."""
 
 
-Part = tuple[str, str, bytes]
+Body = bytes | bytearray
+Part = tuple[str, str, Body]
 
 
-def parts_of(content_type: str | None, body: bytes, limits: BodyLimits) -> list[Part]:
+def parts_of(content_type: str | None, body: Body, limits: BodyLimits) -> list[Part]:
     """Split a body into (name, content type, bytes): the fields of a form, else one part `body` passed through raw.
 
     Of fields with one name the last wins, as in TorchServe; text fields have the content type "".
     """
-    mime = (content_type or "").partition(";")[0].strip().lower()
+    mime = _mime(content_type or "")
     if mime == "multipart/form-data":
         return _last_of_each(_multipart(content_type or "", body, limits))
     if mime == "application/x-www-form-urlencoded":
@@ -44,11 +46,16 @@ def parts_of(content_type: str | None, body: bytes, limits: BodyLimits) -> list[
     return [("body", mime, body)]
 
 
+@lru_cache(maxsize=64)
+def _mime(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
 def _last_of_each(parts: list[Part]) -> list[Part]:
     return list({part[0]: part for part in parts}.values())
 
 
-def _urlencoded(body: bytes, limits: BodyLimits) -> list[Part]:
+def _urlencoded(body: Body, limits: BodyLimits) -> list[Part]:
     if not body:
         return []
     if body.count(b"&") >= limits.fields:
@@ -56,6 +63,7 @@ def _urlencoded(body: bytes, limits: BodyLimits) -> list[Part]:
     bad = _BAD_ESCAPE.search(body)
     if bad is not None:
         raise BodyInvalid(f"the form has a '%' without two hex digits at byte {bad.start()}; write '%25' for a '%'")
+    body = bytes(body)
     pairs = (field.partition(b"=") for field in body.split(b"&") if field)
     return [(_name(_unquote(name)), "", _unquote(value)) for name, _, value in pairs]
 
@@ -76,7 +84,7 @@ def _name(raw: bytes) -> str:
         raise BodyInvalid(f"the field name {raw[:100]!r} is not UTF-8; rename the field") from None
 
 
-def _multipart(content_type: str, body: bytes, limits: BodyLimits) -> list[Part]:
+def _multipart(content_type: str, body: Body, limits: BodyLimits) -> list[Part]:
     boundary = _options(content_type.encode("latin-1"))[1].get(b"boundary", b"")
     if not 1 <= len(boundary) <= limits.boundary_bytes:
         raise BodyInvalid(f"multipart/form-data needs a boundary of 1 to {limits.boundary_bytes} bytes")
@@ -95,7 +103,7 @@ def _multipart(content_type: str, body: bytes, limits: BodyLimits) -> list[Part]
         max_header_size=limits.part_header_bytes,
     )
     try:
-        parser.write(body)
+        parser.write(body)  # type: ignore[arg-type]  # any buffer will do
     except FormParserError as error:
         raise BodyInvalid(f"the multipart body is malformed: {error}") from None
     if not form.is_finished:
@@ -106,7 +114,7 @@ def _multipart(content_type: str, body: bytes, limits: BodyLimits) -> list[Part]
 class _Form:
     """Collects the parts of one multipart body; keeps positions, so that the data of a part is copied once."""
 
-    def __init__(self, body: bytes, limits: BodyLimits) -> None:
+    def __init__(self, body: Body, limits: BodyLimits) -> None:
         self.parts: list[Part] = []
         self.is_finished = False
         self._body = body

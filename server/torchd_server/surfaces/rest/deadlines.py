@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 
 from torchd_server import errors
-from torchd_server.surfaces.rest.http1_reader import HttpRequest
+from torchd_server.surfaces.rest.http1_reader import RequestHead
 
 _GRPC_TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
 _GRPC_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 MOST_SECONDS = 365 * 86_400.0
 
 
-def timeout_ms(request: HttpRequest) -> int:
+def timeout_ms(head: RequestHead) -> int:
     """The client's deadline: `Request-Timeout` in seconds or `grpc-timeout`; 0 without one. A bad one is BadRequest."""
-    seconds = request.header("request-timeout")
+    seconds = head.header("request-timeout")
     if seconds is not None:
         return _milliseconds("Request-Timeout", seconds, _seconds(seconds))
-    text = request.header("grpc-timeout")
+    text = head.header("grpc-timeout")
     if text is None:
         return 0
     match = _GRPC_TIMEOUT.fullmatch(text)

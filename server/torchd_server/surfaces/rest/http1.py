@@ -1,73 +1,70 @@
-"""HTTP/1.1 over asyncio: one socket, one task and one timer a connection; nothing here knows what is served.
+"""HTTP/1.1 over asyncio: one socket and one timer a connection; nothing here knows what is served.
 
-`HttpConnection` owns one socket, its timer and the one task that answers its requests in order. `HttpServer` owns the
-listening socket and the connections. What is accepted as a request is http1_reader.py's to say.
+`HttpConnection` owns one socket, its timer and the answer that is being made, one at a time and in order. `HttpServer`
+owns the listening socket, the connections and their tasks. What is accepted as a request is http1_reader.py's to say,
+how an answer is written http1_answer.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import re
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass
-from functools import lru_cache
-from http import HTTPStatus
-from typing import cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from time import monotonic
+from typing import Any, TypeAlias, cast
 
-from torchd_server.surfaces.rest.http1_reader import HttpLimits, HttpRequest, Phase, RequestReader
+from torchd_server.surfaces.rest.http1_answer import (
+    WHOLE,
+    WITHOUT_BODY,
+    Answer,
+    HttpResponse,
+    Pending,
+    Whole,
+    head_of,
+)
+from torchd_server.surfaces.rest.http1_reader import HttpLimits, HttpRequest, Phase, RequestHead, RequestReader
 from torchd_server.surfaces.rest.tls_listener import TlsListener
+
+__all__ = ["Answer", "Handle", "HttpResponse", "HttpServer", "Pending", "Refuse"]
 
 logger = logging.getLogger(__name__)
 
-# Bytes of an answer handed to the transport before waiting for a slow reader.
-SLICE_BYTES = 64 * 1024
+# Bytes of an answer handed to the transport before looking whether its reader is slow.
+SLICE_BYTES = 256 * 1024
 # Up to here one copy is cheaper than a second send.
 JOIN_BYTES = 16 * 1024
-MAX_ANSWER_HEAD_BYTES = 64 * 1024
+# What is received at once where nobody has a better place for it.
+RECEIVE_BYTES = 64 * 1024
 
 BACKLOG = 1024
+# How long handlers may take to end when their connection is gone.
+LAST_SECONDS = 1.0
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+# To a client that broke the protocol an answer is HTTP/1.1 whatever it spoke.
+REFUSED = RequestHead("", "", "", "")
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
-_OUR_HEADERS = frozenset({"connection", "content-length", "transfer-encoding"})
-_WITHOUT_BODY = frozenset({204, 304})
-_REASONS = {status.value: status.phrase for status in HTTPStatus}
-# What a status that nobody has named is called, by its first digit.
-_KINDS = {2: "Success", 3: "Redirection", 4: "Client Error", 5: "Server Error"}
-
-
-@dataclass(slots=True)
-class HttpResponse:
-    """An answer; a body that is an async iterator is sent as it comes, one chunk an item, and always closed.
-
-    `reason` None means the standard phrase, "" an empty one. Connection, Content-Length and Transfer-Encoding are
-    the server's to write.
-    """
-
-    status: int
-    headers: Iterable[tuple[str, str]] = ()
-    body: bytes | AsyncIterator[bytes] = b""
-    reason: str | None = None
-    close: bool = False
-
-
-Handle = Callable[[HttpRequest], Awaitable[HttpResponse]]
+Handle: TypeAlias = Callable[[HttpRequest], Answer]
 Refuse = Callable[[int, str], HttpResponse]
+# Told of every answer when it begins: the request, the status, the seconds that it took.
+Answered = Callable[[HttpRequest, int, float], None]
 
 
-class HttpConnection(asyncio.Protocol):
-    """One client's socket: reads requests, has each answered in order by one task, and keeps the time.
+class HttpConnection(asyncio.BufferedProtocol):
+    """One client's socket: reads requests, has each answered in order, and keeps the time.
 
     While an answer is being made the socket is still read, since only so is a client seen to leave; once bytes of a
-    further request arrive reading stops until the answer is out (K18). A client that leaves cancels `handle`. A
+    further request arrive reading stops until the answer is out (K18). A client that leaves cancels the answer. A
     close() and a shutdown(SHUT_WR) of the client look the same here (a FIN): by default both count as leaving, so
     that no work is done for nobody (K03). With `answer_half_closed` a FIN after a complete request is taken as a
     half-close and still answered (K11), and a closed client is only noticed when writing to it fails.
+
+    Nothing here waits: bytes come, an answer is there, the reader has taken what was written, and each goes on from
+    where the connection stands. Only what has to be awaited gets a task: a coroutine's answer, the items of a stream.
     """
 
     def __init__(self, server: HttpServer, handle: Handle | None = None) -> None:
@@ -77,16 +74,27 @@ class HttpConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = 0.0
-        self._phase = Phase.IDLE
+        self._phase = Phase.BUSY
+        # From a request until its answer is out.
         self._busy = False
+        self._advancing = False
         self._ended = False
         self._reading_paused = False
+        self._writing_paused = False
+        # Whether the buffer that was last given out is the body's own place.
+        self._receives_body = False
         self._body_mark = 0
-        self._wake: asyncio.Future[None] | None = None
+        self._request: HttpRequest
+        self._started = 0.0
+        # What ends the making of the answer; None once it is there.
+        self._cancel: Callable[[], object] | None = None
+        # What is left to be written of it, None but while it is written; and whether the connection is kept then.
+        self._rest: memoryview | None = None
+        self._keep = False
+        # A stream waits for the reader.
         self._drained: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport
         self._reader: RequestReader
-        self._task: asyncio.Task[None]
 
     # What the event loop calls.
 
@@ -96,46 +104,58 @@ class HttpConnection(asyncio.Protocol):
         if self._server.is_full:
             message = f"the server has {self._limits.connections} connections, its limit; try again later"
             self._reader.refuse(503, message)
-        self._task = self._server.adopt(self, self._serve())
+        self._server.adopt(self)
+        self._advance()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        room = self._reader.room()
+        self._receives_body = room is not None
+        return self._server.scratch if room is None else room
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._phase is Phase.CLOSING:
             return  # lingering: thrown away
         reader = self._reader
-        reader.feed(data)
-        if self._busy:
-            if not reader.is_between_requests:
-                self._pause_reading()
-        elif reader.has_request or reader.refusal is not None:
-            self._wake_task()
+        if self._receives_body:
+            reader.filled(nbytes)
         else:
-            self._send_continue()
-            if reader.phase is not self._phase:
-                self._watch_reader()
+            reader.feed(bytes(self._server.scratch[:nbytes]))
+        if not self._busy:
+            self._advance()
+        elif not reader.is_between_requests:
+            self._pause_reading()
 
     def eof_received(self) -> bool:
         if self._server.answer_half_closed and (self._busy or self._reader.has_request):
             self._ended = True
             return True
         if self._busy:
-            self._task.cancel()
+            self._transport.abort()
         self._watch(Phase.CLOSING, self._limits.write_timeout)
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._phase = Phase.CLOSING
         if self._timer is not None:
             self._timer.cancel()
         self._server.forget(self)
-        self._task.cancel()
         self._reader.close()
+        self._rest = None
+        cancel, self._cancel = self._cancel, None
+        if cancel is not None:
+            cancel()
 
     def pause_writing(self) -> None:
-        self._drained = self._loop.create_future()
+        self._writing_paused = True
 
     def resume_writing(self) -> None:
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
-        self._drained = None
+        self._writing_paused = False
+        if self._drained is not None:
+            if not self._drained.done():
+                self._drained.set_result(None)
+        elif self._rest is not None:
+            self._phase = Phase.BUSY
+            self._write_on()
 
     # What the server calls.
 
@@ -148,130 +168,196 @@ class HttpConnection(asyncio.Protocol):
         """Break the connection now; what runs for it is cancelled."""
         self._transport.abort()
 
-    # The task.
+    # From a request to its answer.
 
-    async def _serve(self) -> None:
-        """Answer the requests in order, then say why no more are read, then close; ends when the connection does."""
-        try:
-            while (request := await self._next_request()) is not None:
-                if not await self._answer(request):
-                    break
-            else:
-                await self._explain_refusal()
-            self._close()
-            await self._loop.create_future()  # connection_lost cancels: a living task is a living connection
-        except Exception:
-            logger.exception("an HTTP connection failed")
-        finally:
-            self._transport.abort()
+    @property
+    def _is_closing(self) -> bool:
+        return self._phase is Phase.CLOSING
 
-    async def _next_request(self) -> HttpRequest | None:
+    def _advance(self) -> None:
+        """Answer what can be answered now, one request after another; then wait for more, or say why none is read."""
+        if self._is_closing or self._busy:
+            return
         reader = self._reader
-        while True:
-            request = reader.take()
-            if request is not None:
-                self._busy = True
-                self._phase = Phase.BUSY
-                return request
-            self._busy = False
-            if reader.refusal is not None or self._ended:
-                return None
-            if self._server.is_draining and reader.is_between_requests:
-                return None
-            self._send_continue()
-            self._watch_reader()
-            self._resume_reading()
-            self._wake = self._loop.create_future()
-            await self._wake
-
-    async def _answer(self, request: HttpRequest) -> bool:
-        """Answer one request; False if the connection must close after it."""
-        try:
-            response = await self._handle(request)
-        except Exception:
-            logger.exception("%s %s failed", request.method, request.path[:200])
-            response = self._refuse(500, "an internal error; the server's log has it")
-        try:
-            return await self._send(request, response)
-        finally:
-            aclose = getattr(response.body, "aclose", None)
-            if aclose is not None:
-                await aclose()
-
-    async def _send(self, request: HttpRequest, response: HttpResponse) -> bool:
-        keep = request.keep_alive and not (response.close or self._ended or self._server.is_draining)
-        body = response.body
-        if request.version == "1.0" and not isinstance(body, bytes):
-            keep = False  # no chunks in HTTP/1.0: the end of the connection is the end of the body
-        try:
-            head = _head(response, request.version, keep)
-        except ValueError as error:
-            logger.error("%s %s: the answer cannot be sent: %s", request.method, request.path[:200], error)
-            return await self._send_refusal(500, str(error))
-        if request.method == "HEAD" or response.status in _WITHOUT_BODY:
-            await self._write(head)
-        elif not isinstance(body, bytes):
-            return await self._stream(request, head, body, keep)
-        elif len(body) <= JOIN_BYTES:
-            await self._write(head + body)
+        self._advancing = True
+        while (request := reader.take()) is not None:
+            self._begin(request)
+            if self._busy or self._is_closing:
+                self._advancing = False
+                return
+        self._advancing = False
+        if reader.refusal is not None:
+            self._explain(reader.refusal.status, reader.refusal.message)
+        elif self._ended or (self._server.is_draining and reader.is_between_requests):
+            self._close()
         else:
-            await self._write(head)
-            await self._write(body)
-        return keep
+            if reader.continue_due:
+                reader.continue_due = False
+                self._transport.write(CONTINUE)
+            if reader.phase is not self._phase:
+                self._watch_reader()
+            if self._reading_paused:
+                self._resume_reading()
 
-    async def _stream(self, request: HttpRequest, head: bytes, body: AsyncIterator[bytes], keep: bool) -> bool:
-        """Send the head together with the first item, so that a failure before it still gets an answer."""
-        chunked = request.version == "1.1"
+    def _begin(self, request: HttpRequest) -> None:
+        self._busy = True
+        self._phase = Phase.BUSY
+        self._request = request
+        self._started = monotonic()
         try:
-            async for item in body:
-                if item:  # an empty chunk would end the body
-                    await self._write(head + (b"%x\r\n%b\r\n" % (len(item), item) if chunked else item))
-                    head = b""
-        except Exception:
-            logger.exception("%s %s: the answer broke off", request.method, request.path[:200])
-            if head:
-                return await self._send_refusal(500, "an internal error; the server's log has it")
-            self._break(chunked)
-            return False
-        await self._write(head + (b"0\r\n\r\n" if chunked else b""))
-        return keep
+            answer = self._handle(request)
+        except Exception as error:
+            answer = self._failed(error)
+        if isinstance(answer, HttpResponse):
+            self._respond(answer)
+        elif isinstance(answer, Pending):
+            self._cancel = answer.cancel
+            answer.when_answered(self._respond)
+        else:
+            self._cancel = self._server.run(self._await(answer)).cancel
 
-    async def _explain_refusal(self) -> None:
-        refusal = self._reader.refusal
-        if refusal is not None:
-            self._busy = True
-            logger.debug("refused %s: %d %s", _peer_name(self._transport), refusal.status, refusal.message)
-            await self._send_refusal(refusal.status, refusal.message)
+    async def _await(self, answer: Awaitable[HttpResponse]) -> None:
+        try:
+            response = await answer
+        except Exception as error:
+            response = self._failed(error)
+        self._respond(response)
 
-    async def _send_refusal(self, status: int, message: str) -> bool:
+    def _failed(self, error: Exception) -> HttpResponse:
+        logger.error("%s %s failed", self._request.method, self._request.path[:200], exc_info=error)
+        return self._refuse(500, "an internal error; the server's log has it")
+
+    def _respond(self, response: HttpResponse) -> None:
+        self._cancel = None
+        request, body = self._request, response.body
+        if self._transport.is_closing():  # connection_lost is on its way, or was here
+            if not isinstance(body, WHOLE):
+                self._server.run(_closed(body))
+            return
+        self._server.answered(request, response.status, monotonic() - self._started)
+        head = request.head
+        keep = head.keep_alive and not (response.close or self._ended or self._server.is_draining)
+        if isinstance(body, WHOLE):
+            self._send(head, response, body, keep)
+        else:
+            self._cancel = self._server.run(self._stream(head, response, body, keep)).cancel
+
+    def _send(self, head: RequestHead, response: HttpResponse, body: Whole, keep: bool) -> None:
+        try:
+            first = head_of(response, head.version, keep, self._server.headers)
+        except ValueError as error:
+            self._unsendable(error)
+            return
+        if head.method == "HEAD" or response.status in WITHOUT_BODY:
+            body = b""
+        if len(body) <= JOIN_BYTES:
+            self._transport.write(first + body)
+            if not self._writing_paused:
+                self._answered(keep)
+                return
+            body = b""
+        else:
+            self._transport.write(first)
+        self._rest, self._keep = memoryview(body), keep
+        self._write_on()
+
+    def _write_on(self) -> None:
+        """Write in slices, as far as the reader takes them: what a slow one costs is bounded, and its time (K08)."""
+        while self._rest and not self._writing_paused:
+            piece, self._rest = self._rest[:SLICE_BYTES], self._rest[SLICE_BYTES:]
+            self._transport.write(piece)
+        if self._writing_paused:
+            self._watch(Phase.WRITE, self._limits.write_timeout)
+        else:
+            self._rest = None
+            self._answered(self._keep)
+
+    def _answered(self, keep: bool) -> None:
+        """The answer is out."""
+        self._busy = False
+        if not keep:
+            self._close()
+        elif self._advancing:
+            return  # _advance goes on
+        elif self._reader.is_between_requests:
+            self._advance()
+        else:
+            # Whoever has just given the answer is not made to begin with the next request.
+            self._loop.call_soon(self._advance)
+
+    def _explain(self, status: int, message: str) -> None:
+        """Say why no more is read, and close."""
+        self._busy = True
+        self._phase = Phase.BUSY
+        logger.debug("refused %s: %d %s", _peer_name(self._transport), status, message)
+        self._refused(status, message)
+
+    def _unsendable(self, error: ValueError) -> None:
+        logger.error("%s %s: the answer cannot be sent: %s", self._request.method, self._request.path[:200], error)
+        self._refused(500, str(error))
+
+    def _refused(self, status: int, message: str) -> None:
         response = self._refuse(status, message)
-        if not isinstance(response.body, bytes):
+        if not isinstance(response.body, WHOLE):
             raise TypeError("a refusal's body must be bytes, not a stream")
-        await self._write(_head(response, "1.1", keep=False) + response.body)
-        return False
+        self._send(REFUSED, response, response.body, keep=False)
 
     def _refuse(self, status: int, message: str) -> HttpResponse:
         response = self._server.refuse(status, message)
         response.close = True
         return response
 
-    async def _write(self, data: bytes) -> None:
-        """Write in slices, each waiting for the reader: what a slow one costs is bounded, and so is its time (K08)."""
-        if len(data) <= SLICE_BYTES:
-            await self._write_slice(data)
+    # Streams: the only answers with a task while they are written.
+
+    async def _stream(
+        self, request: RequestHead, response: HttpResponse, body: AsyncIterator[bytes], keep: bool
+    ) -> None:
+        chunked = request.version == "1.1"
+        keep = keep and chunked  # no chunks in HTTP/1.0: the end of the connection is the end of the body
+        try:
+            head = head_of(response, request.version, keep, self._server.headers)
+            if request.method == "HEAD" or response.status in WITHOUT_BODY:
+                await self._write(head)
+            elif not await self._write_items(head, body, chunked):
+                return
+        except ValueError as error:
+            self._unsendable(error)
             return
+        finally:
+            await _closed(body)
+        self._cancel = None
+        self._answered(keep)
+
+    async def _write_items(self, head: bytes, body: AsyncIterator[bytes], chunked: bool) -> bool:
+        """Send the head together with the first item, so that a failure before it still gets an answer."""
+        try:
+            async for item in body:
+                if item:  # an empty chunk would end the body
+                    await self._write(head + (b"%x\r\n%b\r\n" % (len(item), item) if chunked else item))
+                    head = b""
+        except Exception:
+            logger.exception("%s %s: the answer broke off", self._request.method, self._request.path[:200])
+            if head:
+                self._refused(500, "an internal error; the server's log has it")
+            else:
+                self._break(chunked)
+            return False
+        await self._write(head + (b"0\r\n\r\n" if chunked else b""))
+        return True
+
+    async def _write(self, data: bytes) -> None:
+        """Write in slices, each waiting for the reader."""
         view = memoryview(data)
         for start in range(0, len(data), SLICE_BYTES):
-            await self._write_slice(view[start : start + SLICE_BYTES])
-
-    async def _write_slice(self, data: bytes | memoryview) -> None:
-        if self._transport.is_closing():
-            await self._loop.create_future()  # connection_lost is on its way and cancels
-        self._transport.write(data)
-        if self._drained is not None:
-            self._watch(Phase.WRITE, self._limits.write_timeout)
-            await self._drained
-            self._phase = Phase.BUSY
+            if self._transport.is_closing():
+                await self._loop.create_future()  # connection_lost is on its way and cancels
+            self._transport.write(view[start : start + SLICE_BYTES])
+            if self._writing_paused:
+                self._watch(Phase.WRITE, self._limits.write_timeout)
+                self._drained = self._loop.create_future()
+                await self._drained
+                self._drained = None
+                self._phase = Phase.BUSY
 
     def _break(self, chunked: bool) -> None:
         """Let the client see that the answer is not whole."""
@@ -296,15 +382,6 @@ class HttpConnection(asyncio.Protocol):
         self._transport.write_eof()
         self._resume_reading()
 
-    def _wake_task(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-    def _send_continue(self) -> None:
-        if self._reader.continue_due:
-            self._reader.continue_due = False
-            self._transport.write(CONTINUE)
-
     def _pause_reading(self) -> None:
         if not self._reading_paused:
             self._reading_paused = True
@@ -328,12 +405,13 @@ class HttpConnection(asyncio.Protocol):
     def _watch(self, phase: Phase, seconds: float) -> None:
         """Expect the end of `phase` within `seconds`; a timer that is due earlier is left and looks again then."""
         self._phase = phase
-        self._deadline = self._loop.time() + seconds
-        if self._timer is not None:
-            if self._timer.when() <= self._deadline:
+        self._deadline = deadline = self._loop.time() + seconds
+        timer = self._timer
+        if timer is not None:
+            if timer.when() <= deadline:
                 return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(self._deadline, self._on_timer)
+            timer.cancel()
+        self._timer = self._loop.call_at(deadline, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -348,34 +426,47 @@ class HttpConnection(asyncio.Protocol):
         limits, reader = self._limits, self._reader
         if self._phase in (Phase.WRITE, Phase.CLOSING):
             self._transport.abort()
-        elif reader.has_request:
-            return  # it came in the same turn of the loop: the task takes it now
         elif self._phase is Phase.IDLE:
             self.close_if_idle()
         elif self._phase is Phase.HEAD:
             reader.refuse(408, f"the head of the request took longer than {limits.header_timeout:g} s")
-            self._wake_task()
+            self._advance()
         elif reader.body_received - self._body_mark >= limits.body_bytes_per_second * limits.body_window:
             self._watch_reader()
         else:
             reader.refuse(408, f"the body came slower than {limits.body_bytes_per_second:g} bytes a second")
-            self._wake_task()
+            self._advance()
 
 
 class HttpServer:
-    """Listens, and owns the connections; `handle` answers requests, `refuse` words the protocol's own errors."""
+    """Listens, and owns the connections; `handle` answers requests, `refuse` words the protocol's own errors.
+
+    `headers` stand on every answer behind its own; `answered` is told of those that `handle` gives.
+    """
 
     def __init__(
-        self, handle: Handle, refuse: Refuse, limits: HttpLimits | None = None, *, answer_half_closed: bool = False
+        self,
+        handle: Handle,
+        refuse: Refuse,
+        limits: HttpLimits | None = None,
+        *,
+        answer_half_closed: bool = False,
+        headers: tuple[tuple[str, str], ...] = (),
+        answered: Answered = lambda request, status, seconds: None,
     ) -> None:
         self.handle = handle
         self.refuse = refuse
         self.limits = limits or HttpLimits()
         self.answer_half_closed = answer_half_closed
+        self.headers = headers
+        self.answered = answered
         self.is_draining = False
+        # Every connection receives here: what has come is taken out before anybody else's turn.
+        self.scratch = memoryview(bytearray(RECEIVE_BYTES))
         self._listener: asyncio.Server | None = None
         self._tls_listener: TlsListener | None = None
         self._connections: set[HttpConnection] = set()
+        self._all_gone = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -425,69 +516,44 @@ class HttpServer:
         await self.stop_accepting()
         for connection in tuple(self._connections):
             connection.close_if_idle()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace_seconds)
+        await self._until_gone(grace_seconds)
         for connection in tuple(self._connections):
             connection.abort()
+        # Their loss cancels what runs for them; a handler gets a moment to tidy up, but not more.
+        await self._until_gone(LAST_SECONDS)
         if self._tasks:
-            # Cancelled by the loss of their connection; a handler gets a moment to tidy up, but not more.
-            _, stuck = await asyncio.wait(self._tasks, timeout=1.0)
+            _, stuck = await asyncio.wait(self._tasks, timeout=LAST_SECONDS)
             if stuck:
                 logger.warning("%d requests ignore that their connection was closed", len(stuck))
 
-    def adopt(self, connection: HttpConnection, serving: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Own a new connection and the task that serves it."""
+    async def _until_gone(self, seconds: float) -> None:
+        if self._connections:
+            self._all_gone.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_gone.wait(), seconds)
+
+    def adopt(self, connection: HttpConnection) -> None:
+        """Own a new connection."""
         self._connections.add(connection)
-        task = asyncio.get_running_loop().create_task(serving)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     def forget(self, connection: HttpConnection) -> None:
         """Drop a connection that is gone."""
         self._connections.discard(connection)
+        if not self._connections:
+            self._all_gone.set()
+
+    def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Own a task of a connection."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
 
-def _head(response: HttpResponse, version: str, keep: bool) -> bytes:
-    """Serialise the head; ValueError if a handler's status, reason or header would break the framing (S40)."""
-    parts = [_status_line(response.status, response.reason)]
-    for name, value in response.headers:
-        if "\r" in value or "\n" in value or "\0" in value:
-            raise ValueError(f"the answer's header {name[:100]!r} has a line break or NUL in its value; remove it")
-        parts += (_field(name), value, "\r\n")
-    if isinstance(response.body, bytes):
-        if response.status not in _WITHOUT_BODY:
-            parts.append(f"content-length: {len(response.body)}\r\n")
-    elif version == "1.1":
-        parts.append("transfer-encoding: chunked\r\n")
-    parts.append("connection: keep-alive\r\n\r\n" if keep else "connection: close\r\n\r\n")
-    head = "".join(parts).encode("latin-1")
-    if len(head) > MAX_ANSWER_HEAD_BYTES:
-        raise ValueError(f"the answer's headers are {len(head)} bytes; at most {MAX_ANSWER_HEAD_BYTES} can be sent")
-    return head
-
-
-@lru_cache(maxsize=256)
-def _status_line(status: int, reason: str | None) -> str:
-    if not isinstance(status, int) or not 200 <= status <= 999:
-        raise ValueError(f"the answer's status {status!r} is not a number from 200 to 999")
-    phrase = _phrase(status) if reason is None else reason
-    if len(phrase) > 256 or not phrase.isprintable():
-        raise ValueError(f"the answer's reason phrase {phrase[:100]!r} is not one short printable line")
-    return f"HTTP/1.1 {status} {phrase}\r\n"
-
-
-def _phrase(status: int) -> str:
-    return _REASONS.get(status) or f"{_KINDS.get(status // 100, 'Unknown Status')} ({status})"
-
-
-@lru_cache(maxsize=256)
-def _field(name: str) -> str:
-    if not _TOKEN.fullmatch(name):
-        raise ValueError(f"the answer's header name {name[:100]!r} is not a token (letters, digits, '-', '_')")
-    if name.lower() in _OUR_HEADERS:
-        raise ValueError(f"the answer's header {name!r} is written by the server; leave it out")
-    return f"{name}: "
+async def _closed(body: AsyncIterator[bytes]) -> None:
+    aclose = getattr(body, "aclose", None)
+    if aclose is not None:
+        await aclose()
 
 
 def _peer_name(transport: asyncio.BaseTransport) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import enum
 import re
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
@@ -22,6 +23,10 @@ PIECE_BYTES = 8 * 1024
 # What a chunked body may spend beyond its data: chunk sizes, line ends, and a few small extensions.
 CHUNK_OVERHEAD_BYTES = 16 * 1024
 BYTES_PER_CHUNK_HEAD = 32
+
+END_OF_HEAD = b"\r\n\r\n"
+# The place of a body is made so many times as large as what has come of it.
+GROWTH = 32
 
 _HOST = re.compile(r"[0-9A-Za-z._~%!$&'()*+,;=\[\]:-]*")
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?]+)([^?]*)", re.IGNORECASE)
@@ -46,24 +51,73 @@ class HttpLimits:
     connections: int = 10_000
 
 
-@dataclass(slots=True)  # not frozen: a frozen one costs a microsecond more to build, once per request
-class HttpRequest:
-    """One complete request; `path` is the raw path even where the target was in absolute form."""
+Body = bytes | bytearray
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """What stands before the body, checked and taken apart; `path` is the raw path even of a target in absolute form.
+
+    Requests whose heads are the same bytes share one, and `notes` keeps what their handlers made of it, under keys of
+    their own. It lives no longer than its connection, and may hold nothing that depends on more than the head.
+    """
 
     method: str
     target: str
     path: str
     query: str
     headers: tuple[tuple[str, str], ...] = ()
-    body: bytes = b""
-    peer: str = ""
     version: str = "1.1"
     keep_alive: bool = True
+    content_length: int = 0
+    notes: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
+    _by_name: dict[str, str] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Finds its headers by name."""
+        object.__setattr__(self, "_by_name", {name.lower(): value for name, value in self.headers})
 
     def header(self, name: str) -> str | None:
         """The value of a header whatever its case; of repeated ones the last, as TorchServe takes it."""
-        wanted = name.lower()
-        return next((value for key, value in reversed(self.headers) if key.lower() == wanted), None)
+        return self._by_name.get(name.lower())
+
+
+@dataclass(slots=True)  # not frozen: a frozen one costs a microsecond more to build, once per request
+class HttpRequest:
+    """One complete request."""
+
+    head: RequestHead
+    body: Body = b""
+    peer: str = ""
+
+    @property
+    def method(self) -> str:
+        """`GET` and its like."""
+        return self.head.method
+
+    @property
+    def target(self) -> str:
+        """What the request line names, as it was sent."""
+        return self.head.target
+
+    @property
+    def path(self) -> str:
+        """The raw path, without the query."""
+        return self.head.path
+
+    @property
+    def query(self) -> str:
+        """What stands behind the `?`."""
+        return self.head.query
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Every header as it was sent, in order."""
+        return self.head.headers
+
+    def header(self, name: str) -> str | None:
+        """The value of a header whatever its case; of repeated ones the last, as TorchServe takes it."""
+        return self.head.header(name)
 
 
 class Refused(Exception):
@@ -87,7 +141,11 @@ class Phase(enum.Enum):
 
 
 class RequestReader:
-    """Bytes in, requests out, for one connection: the parser and every rule about what is accepted."""
+    """Bytes in, requests out, for one connection: the parser and every rule about what is accepted.
+
+    A head of the same bytes as the one before is not parsed again: equal bytes make equal requests. The parser sees
+    heads and chunked bodies; a body of known length is put together here, in one piece of memory.
+    """
 
     def __init__(self, limits: HttpLimits, peer: str = "") -> None:
         self.phase = Phase.IDLE
@@ -98,8 +156,17 @@ class RequestReader:
         self._peer = peer
         self._parser = HttpRequestParser(self)
         self._ready: deque[HttpRequest] = deque()
-        self._unread: bytes | memoryview = b""
+        # What has been received and is not parsed: all of `_unread` from `_at` on.
+        self._unread = b""
+        self._at = 0
         self._message = 0
+        # The last head that was plain enough to be remembered, and its bytes, empty where there is none.
+        self._known = b""
+        self._known_head = RequestHead("", "", "", "")
+        self._head = self._known_head
+        self._body: Body = b""
+        # Whether the body of `_head` is being put together here.
+        self._collecting = False
         self._begin()
 
     @property
@@ -117,44 +184,137 @@ class RequestReader:
         if self.refusal is not None:
             return
         if self._unread:
-            data = bytes(self._unread) + data
-        self._unread = data if len(data) <= PIECE_BYTES else memoryview(data)
+            data = self._unread[self._at :] + data
+        elif self._known and self.phase is Phase.IDLE and data.startswith(self._known):
+            # Nearly every request of nearly every client: a known head and its whole body at once.
+            size = len(self._known)
+            if len(data) == size + self._known_head.content_length:
+                self._ready.append(HttpRequest(self._known_head, data[size:], self._peer))
+                return
+        self._unread, self._at = data, 0
         self._parse()
 
     def take(self) -> HttpRequest | None:
         """Remove and return the next complete request, None if there is none yet."""
         if not self._ready:
+            if not self._unread:
+                return None
             self._parse()
         return self._ready.popleft() if self._ready else None
 
     def refuse(self, status: int, message: str) -> None:
         """Read no further: the connection found a reason of its own, such as a timeout."""
         self.refusal = Refused(status, message)
-        self._unread = b""
+        self._unread, self._at = b"", 0
 
     def close(self) -> None:
         """Lets go of what was received: parser and reader know each other, which would keep a body until a full gc."""
         self._begin()
-        self._unread = b""
+        self._unread, self._at = b"", 0
         self._ready.clear()
         del self._parser
         self.refusal = self.refusal or Refused(400, "the connection is closed")
 
+    # A body of known length, received where it stays.
+
+    def room(self) -> memoryview | None:
+        """Where more of a large body may be received, to be told to `filled`; None where bytes must be fed."""
+        if not self._collecting or not self.body_received:
+            return None
+        self._reserve(self.body_received + 1)
+        return memoryview(self._body)[self.body_received :]
+
+    def filled(self, size: int) -> None:
+        """So many bytes have been received into `room`."""
+        self.body_received += size
+        if self.body_received == self._head.content_length:
+            self._complete(self._body)
+
+    def _reserve(self, size: int) -> None:
+        """Makes the body's place at least this large; what a peer promises costs nothing before it sends."""
+        if size > len(self._body):
+            larger = bytearray(min(self._head.content_length, GROWTH * size))
+            larger[: self.body_received] = memoryview(self._body)[: self.body_received]
+            self._body = larger
+
+    def _collect(self) -> None:
+        head, start = self._head, self._at
+        end = start + head.content_length - self.body_received
+        self._at = min(end, len(self._unread))
+        if self.body_received == 0 and end <= len(self._unread):
+            self._complete(self._unread[start:end])
+            return
+        size = self._at - start
+        self._reserve(self.body_received + size)
+        memoryview(self._body)[self.body_received : self.body_received + size] = self._unread[start : self._at]
+        self.filled(size)
+
+    def _complete(self, body: Body) -> None:
+        self._ready.append(HttpRequest(self._head, body, self._peer))
+        self._body = b""
+        self._collecting = False
+        self.body_received = 0
+        self.continue_due = False
+        self.phase = Phase.IDLE
+
+    # Heads, known and new, and chunked bodies.
+
     def _parse(self) -> None:
-        while self._unread and not self._ready and self.refusal is None:
-            piece = self._unread[: max(PIECE_BYTES, self._content_length - self.body_received)]
-            before, message = self.phase, self._message
-            try:
-                self._parser.feed_data(piece)
-                if before is not Phase.IDLE and message == self._message:
-                    self._check_overhead(len(piece))
-            except HttpParserUpgrade as upgrade:
-                piece = piece[: upgrade.args[0]]
-                self._ignore_upgrade()
-            except (HttpParserError, Refused) as error:
-                refused = self._refused(error)
-                self.refuse(refused.status, refused.message)
-            self._unread = self._unread[len(piece) :]
+        while not self._ready and self.refusal is None and self._at < len(self._unread):
+            if self._collecting:
+                self._collect()
+            elif self.phase is Phase.IDLE and self._known and self._unread.startswith(self._known, self._at):
+                self._at += len(self._known)
+                self._begin_body(self._known_head)
+            else:
+                self._parse_piece()
+        if self._at >= len(self._unread):
+            self._unread, self._at = b"", 0
+
+    def _begin_body(self, head: RequestHead) -> None:
+        """Its head is complete, and the parser has nothing to do with its body."""
+        self._head = head
+        self._collecting = True
+        self.phase = Phase.BODY
+        if not head.content_length:
+            self._complete(b"")
+
+    def _parse_piece(self) -> None:
+        start, end = self._at, self._at + PIECE_BYTES
+        before, message = self.phase, self._message
+        if before is Phase.IDLE:
+            # Where the head ends the body may begin, which is not for the parser.
+            found = self._unread.find(END_OF_HEAD, start, end)
+            end = found + len(END_OF_HEAD) if found >= 0 else end
+        elif before is Phase.BODY and self._content_length > 0:
+            end = max(end, start + self._content_length - self.body_received)
+        piece = self._unread[start:end]
+        self._at = start + len(piece)
+        try:
+            self._parser.feed_data(piece)
+            if before is not Phase.IDLE and message == self._message:
+                self._check_overhead(len(piece))
+        except HttpParserUpgrade as upgrade:
+            self._at = start + upgrade.args[0]
+            self._ignore_upgrade()
+        except (HttpParserError, Refused) as error:
+            refused = self._refused(error)
+            self.refuse(refused.status, refused.message)
+            return
+        if before is Phase.IDLE and self._message == message + 1 and piece.endswith(END_OF_HEAD):
+            self._know(piece)
+
+    def _know(self, piece: bytes) -> None:
+        """One head and nothing else was parsed: it is remembered, and its body is collected here, if it is plain.
+
+        Plain is: of a known length, with nothing to be said before the body, and with requests to follow.
+        """
+        head = self._head
+        if self._is_plain and not self.body_received:
+            self._known, self._known_head = piece, head
+            if self.phase is Phase.BODY:
+                self._parser = HttpRequestParser(self)  # the old one waits for the body
+                self._begin_body(head)
 
     def _check_overhead(self, fed: int) -> None:
         """Bound what the parser keeps or skips without telling: an endless header, chunk extensions, leading zeros."""
@@ -197,7 +357,8 @@ class RequestReader:
         self._headers: list[tuple[str, str]] = []
         self._framing: dict[bytes, str] = {}
         self._header_bytes = 0
-        self._body: bytes | bytearray = b""
+        self._body = b""
+        self._is_plain = False
         self._content_length = -1
         self._chunks = 0
         self._fed = 0
@@ -244,9 +405,15 @@ class RequestReader:
         if framing.get(b"content-encoding", "identity").lower() != "identity":
             raise Refused(415, f"Content-Encoding {framing[b'content-encoding']!r} is not accepted; send it plain")
         self._check_expectation(framing.get(b"expect"), version)
-        self._method, self._version, self._keep_alive = method, version, parser.should_keep_alive()
         self._upgrading = parser.should_upgrade()
-        self._path, self._query = self._split_target()
+        path, query = self._split_target()
+        target, headers = self._target.decode("latin-1"), tuple(self._headers)
+        keep_alive, length = parser.should_keep_alive(), max(0, self._content_length)
+        self._head = RequestHead(method, target, path, query, headers, version, keep_alive, length)
+        is_special = self._upgrading or b"transfer-encoding" in framing or b"expect" in framing
+        self._is_plain = keep_alive and not is_special
+        if not keep_alive:
+            self._known = b""  # what follows is for the parser, which refuses it
         self._fed = 0
         self.phase = Phase.BODY
 
@@ -304,25 +471,8 @@ class RequestReader:
     def on_message_complete(self) -> None:
         if self._upgrading:
             return
-        body = self._body if isinstance(self._body, bytes) else bytes(self._body)
-        self._ready.append(
-            HttpRequest(
-                self._method,
-                self._target.decode("latin-1"),
-                self._path,
-                self._query,
-                tuple(self._headers),
-                body,
-                self._peer,
-                self._version,
-                self._keep_alive,
-            )
-        )
-        self._body = b""
         self._content_length = -1
-        self.body_received = 0
-        self.continue_due = False
-        self.phase = Phase.IDLE
+        self._complete(self._body)
 
     def _refuse_line(self) -> None:
         raise Refused(414, f"the request line is longer than {self._limits.request_line_bytes} bytes")

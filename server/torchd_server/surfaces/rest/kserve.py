@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,19 +12,20 @@ from torchd_protos.frames import Header, Part, Reply
 from torchd_server import errors
 from torchd_server.inference import Inference
 from torchd_server.open_inference import OpenInference, ServerMetadata
+from torchd_server.request_ids import new_request_id
 from torchd_server.surfaces.auth import Access
 from torchd_server.surfaces.rest.answers import JSON, answer, document, error_answer
 from torchd_server.surfaces.rest.deadlines import timeout_ms
-from torchd_server.surfaces.rest.http1 import HttpResponse
+from torchd_server.surfaces.rest.http1 import Answer, HttpResponse
 from torchd_server.surfaces.rest.http1_reader import HttpRequest
 from torchd_server.surfaces.rest.predictions import (
     KSERVE,
     KSERVE_EXPLAIN,
     Door,
+    Prediction,
     call_of,
     form_parts,
     headers_of,
-    run,
 )
 from torchd_server.surfaces.rest.router import ANY, Action, Endpoint, Variables
 from torchd_server.torchserve import words
@@ -33,6 +33,7 @@ from torchd_server.torchserve import words
 HEAD_LENGTH = "Inference-Header-Content-Length"
 TAKES = ("application/json", "application/octet-stream")
 READ = ("GET", "HEAD")
+Awaited = Callable[[HttpRequest, Variables], Awaitable[HttpResponse]]
 _V2 = "/v2/models/{model_name}"
 
 
@@ -40,13 +41,14 @@ def kserve_inference_endpoints(inference: Inference, open_inference: OpenInferen
     """`/v2/models/{m}[/versions/{v}]/infer` and `/explain`: always there, as in TorchServe."""
 
     def action(door: Door) -> Action:
-        async def infer(request: HttpRequest, variables: Variables) -> HttpResponse:
-            request_id = str(uuid.uuid4())
+        def infer(request: HttpRequest, variables: Variables) -> Answer:
+            request_id = new_request_id()
+            length = request.header(HEAD_LENGTH)
+            if length is not None and not door.explain:
+                return _infer_binary(open_inference, request, variables, request_id, length)
             try:
-                length = request.header(HEAD_LENGTH)
-                if length is not None and not door.explain:
-                    return await _infer_binary(open_inference, request, variables, request_id, length)
-                return await run(inference, call_of(request, variables, _json_parts(request), request_id, door))
+                call = call_of(request, variables, _json_parts(request), request_id, door)
+                return Prediction(inference.submit(call), _error)
             except Exception as error:
                 return _error(error, request_id)
 
@@ -77,7 +79,7 @@ def _error(error: Exception, request_id: str | None = None) -> HttpResponse:
     return response
 
 
-def _tells(action: Action) -> Action:
+def _tells(action: Awaited) -> Action:
     async def call(request: HttpRequest, variables: Variables) -> HttpResponse:
         try:
             return await action(request, variables)
@@ -91,12 +93,21 @@ async def _infer_binary(
     open_inference: OpenInference, request: HttpRequest, variables: Variables, request_id: str, length: str
 ) -> HttpResponse:
     """Tensors behind a JSON head: they go to the worker as they came."""
+    try:
+        return await _infer_tensors(open_inference, request, variables, request_id, length)
+    except Exception as error:
+        return _error(error, request_id)
+
+
+async def _infer_tensors(
+    open_inference: OpenInference, request: HttpRequest, variables: Variables, request_id: str, length: str
+) -> HttpResponse:
     head = _checked_head(request.body, length)
     body = tensors.prefixed(int(length), request.body)
     name, version = variables["model_name"], variables.get("model_version", "")
     headers = [Header(key, value) for key, value in request.headers]
     headers.append(Header("explain", str(KSERVE.explain)))
-    reply = await open_inference.infer(name, version, body, headers, timeout_ms(request))
+    reply = await open_inference.infer(name, version, body, headers, timeout_ms(request.head))
     found = open_inference.answer_of(reply, head, name, version)
     if not _wants_binary(head):
         values = [_with_values(tensor, raw) for tensor, raw in zip(found.head["outputs"], found.raw, strict=True)]
@@ -106,7 +117,7 @@ async def _infer_binary(
     return answer(200, b"".join((text, *found.raw)), (*_without_type(headers_of(reply)), *own), request_id)
 
 
-def _checked_head(body: bytes, length: str) -> dict[str, Any]:
+def _checked_head(body: bytes | bytearray, length: str) -> dict[str, Any]:
     """The JSON in front, once everything it says of the bytes behind it is true; BadRequest otherwise."""
     if not (length.isascii() and length.isdigit() and len(length) < 10) or int(length) > len(body):
         raise errors.BadRequest(f"header {HEAD_LENGTH}: {length[:100]!r} is no length within the body")
@@ -194,7 +205,7 @@ def kserve_endpoints(open_inference: OpenInference) -> list[Endpoint]:
     async def names(request: HttpRequest, variables: Variables) -> HttpResponse:
         return document(200, {"models": open_inference.names()})
 
-    def row(template: str, action: Action, operation: str, summary: str) -> Endpoint:
+    def row(template: str, action: Awaited, operation: str, summary: str) -> Endpoint:
         return Endpoint(READ, template, Access.INFERENCE, _tells(action), operation, summary)
 
     versioned = f"{_V2}/versions/{{model_version}}"

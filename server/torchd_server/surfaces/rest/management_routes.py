@@ -106,7 +106,7 @@ def given_to(request: HttpRequest, takes_body: bool) -> dict[str, Any]:
     return given
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def _json_object(body: bytes | bytearray) -> dict[str, Any]:
     """A JSON object; as TorchServe's parser, it may have single quotes where no double quote stands in it."""
     try:
         found = json.loads(body)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torchd_protos.frames import Call, Header, Part, Reply
 from torchd_server import errors
 from torchd_server.inference import Inference
+from torchd_server.request import Request
+from torchd_server.request_ids import new_request_id
 from torchd_server.surfaces.auth import Access
 from torchd_server.surfaces.rest.answers import answer, document, error_answer
 from torchd_server.surfaces.rest.bodies import BodyInvalid, BodyLimits, parts_of
 from torchd_server.surfaces.rest.deadlines import timeout_ms
-from torchd_server.surfaces.rest.http1 import HttpResponse
-from torchd_server.surfaces.rest.http1_reader import HttpRequest
+from torchd_server.surfaces.rest.http1 import Answer, HttpResponse, Pending
+from torchd_server.surfaces.rest.http1_reader import HttpRequest, RequestHead
 from torchd_server.surfaces.rest.openapi import description
 from torchd_server.surfaces.rest.router import ANY, Action, Endpoint, Variables, query_of
 
@@ -22,7 +24,7 @@ TAKES = ("*/*", "multipart/form-data", "application/x-www-form-urlencoded")
 LIMITS = BodyLimits()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Door:
     """One of TorchServe's ways to a handler: which headers it adds for it, and whether the query reaches it."""
 
@@ -40,17 +42,14 @@ def prediction_endpoints(inference: Inference) -> list[Endpoint]:
     """Every path that leads to a handler."""
 
     def door(kind: Door) -> Action:
-        async def action(request: HttpRequest, variables: Variables) -> HttpResponse:
-            return await _predict(inference, request, variables, kind)
-
-        return action
+        return partial(_predict, inference, kind)
 
     def row(template: str, action: Action, operation: str, summary: str) -> Endpoint:
         return Endpoint(ANY, template, Access.INFERENCE, action, operation, summary, takes=TAKES, gives="")
 
-    async def invoke_any(request: HttpRequest, variables: Variables) -> HttpResponse:
+    def invoke_any(request: HttpRequest, variables: Variables) -> Answer:
         model = dict(query_of(request)).get("model_name") or inference.only_startup_model()
-        return await _predict(inference, request, {"model_name": model or _named_in_form(request)}, INVOKE)
+        return _predict(inference, INVOKE, request, {"model_name": model or _named_in_form(request)})
 
     async def of_model(request: HttpRequest, variables: Variables) -> HttpResponse:
         inference.check_model(variables["model_name"], variables.get("model_version", ""))
@@ -115,45 +114,94 @@ def prediction_endpoints(inference: Inference) -> list[Endpoint]:
     ]
 
 
-async def _predict(inference: Inference, request: HttpRequest, variables: Variables, door: Door) -> HttpResponse:
-    request_id = str(uuid.uuid4())
+def _predict(inference: Inference, door: Door, request: HttpRequest, variables: Variables) -> Answer:
+    request_id = new_request_id()
     try:
         parts = form_parts(request)
         if door.with_query:
             parts = [*(Part(name, "", value.encode()) for name, value in query_of(request)), *parts]
-        return await run(inference, call_of(request, variables, parts, request_id, door))
+        return Prediction(inference.submit(call_of(request, variables, parts, request_id, door)))
     except Exception as error:
         return error_answer(error, request_id)
 
 
-async def run(inference: Inference, call: Call) -> HttpResponse:
-    """The handler's answer: in one piece, or as it comes where the handler streams."""
-    replies = inference.stream(call)
-    first = await anext(replies)  # a request always ends in a reply or an error
-    if first.more:
-        return answer(
-            first.status or 200, _chunks(first, replies), _stream_headers(first), call.request_id, first.reason
-        )
-    await replies.aclose()
-    return answer(first.status or 200, bytes(first.body), headers_of(first), call.request_id, first.reason)
+class Prediction(Pending):
+    """The handler's answer: in one piece, or as it comes where the handler streams. `failed` words an error."""
+
+    def __init__(self, request: Request, failed: Callable[[Exception, str], HttpResponse] = error_answer) -> None:
+        self._request = request
+        self._failed = failed
+        self._respond: Callable[[HttpResponse], None]
+
+    def when_answered(self, respond: Callable[[HttpResponse], None]) -> None:
+        """Has `respond` called with the answer, or with its error's."""
+        self._respond = respond
+        self._request.when_answered(self._answered)
+
+    def cancel(self) -> None:
+        """Nobody wants the answer any more: the request is given up."""
+        self._request.cancel()
+
+    def _answered(self, request: Request) -> None:
+        request_id = request.call.request_id
+        first = request.take()
+        if first is None:  # a request always ends in a reply or an error
+            response = self._failed(request.error or errors.TorchdError("no answer"), request_id)
+        elif first.more:
+            response = answer(
+                first.status or 200, _Chunks(first, request), _stream_headers(first), request_id, first.reason
+            )
+        else:
+            response = answer(first.status or 200, first.body, headers_of(first), request_id, first.reason)
+        self._respond(response)
+
+
+class _Chunks:
+    """A streamed answer, piece by piece; closing it gives the request up, also before its first piece is asked for."""
+
+    def __init__(self, first: Reply, request: Request) -> None:
+        self._first: Reply | None = first
+        self._request = request
+        self._replies = request.replies()
+
+    def __aiter__(self) -> _Chunks:
+        return self
+
+    async def __anext__(self) -> bytes:
+        first, self._first = self._first, None
+        reply = await anext(self._replies) if first is None else first
+        return bytes(reply.body)
+
+    async def aclose(self) -> None:
+        """Nobody reads on."""
+        await self._replies.aclose()
+        self._request.cancel()
 
 
 def call_of(request: HttpRequest, variables: Variables, parts: list[Part], request_id: str, door: Door) -> Call:
     """The call a request makes; TorchServe's headers for handlers stand behind the client's own."""
-    # The chunks of a body are put together by now.
-    headers = [Header(name, value) for name, value in request.headers if name.lower() != "transfer-encoding"]
-    if door.with_path:
-        headers.append(Header("url_path", variables.get("url_path", "")))
-    if door.explain is not None:
-        headers.append(Header("explain", str(door.explain)))
+    noted: tuple[tuple[Header, ...], int] | None = request.head.notes.get(door)
+    if noted is None:
+        noted = request.head.notes[door] = _headers(request.head, variables, door), timeout_ms(request.head)
+    headers, timeout = noted
     return Call(
         model=variables["model_name"],
         version=variables.get("model_version", ""),
         request_id=request_id,
         headers=headers,
         parts=parts,
-        timeout_ms=timeout_ms(request),
+        timeout_ms=timeout,
     )
+
+
+def _headers(head: RequestHead, variables: Variables, door: Door) -> tuple[Header, ...]:
+    # The chunks of a body are put together by now.
+    headers = [Header(name, value) for name, value in head.headers if name.lower() != "transfer-encoding"]
+    if door.with_path:
+        headers.append(Header("url_path", variables.get("url_path", "")))
+    if door.explain is not None:
+        headers.append(Header("explain", str(door.explain)))
+    return tuple(headers)
 
 
 def form_parts(request: HttpRequest) -> list[Part]:
@@ -181,12 +229,3 @@ def _named_in_form(request: HttpRequest) -> str:
 def _stream_headers(first: Reply) -> tuple[tuple[str, str], ...]:
     headers = headers_of(first)
     return headers if any(name == "ts_stream_next" for name, _ in headers) else (*headers, ("ts_stream_next", "true"))
-
-
-async def _chunks(first: Reply, replies: AsyncGenerator[Reply, None]) -> AsyncIterator[bytes]:
-    try:
-        yield bytes(first.body)
-        async for reply in replies:
-            yield bytes(reply.body)
-    finally:
-        await replies.aclose()

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote
 
 from torchd_server import errors
 from torchd_server.surfaces.auth import Access, Guard, OpenDoor
-from torchd_server.surfaces.rest.answers import NOT_ALLOWED, NOT_FOUND, answers_errors, refusal
-from torchd_server.surfaces.rest.http1 import Handle, HttpResponse
-from torchd_server.surfaces.rest.http1_reader import HttpRequest
+from torchd_server.surfaces.rest.answers import NOT_ALLOWED, NOT_FOUND, error_answer, refusal
+from torchd_server.surfaces.rest.http1 import Answer, Handle, HttpResponse, Pending
+from torchd_server.surfaces.rest.http1_reader import HttpRequest, RequestHead
 
 PARAMETERS_AT_MOST = 100
 # What TorchServe means by "any method": OPTIONS asks for a description instead.
 ANY = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "TRACE")
 
 Variables = Mapping[str, str]
-Action = Callable[[HttpRequest, Variables], Awaitable[HttpResponse]]
+# A coroutine, as a rule; an answer at once, or one that tells when it is there, where a task would cost too much.
+Action = Callable[[HttpRequest, Variables], Answer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,17 @@ class _Route:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a head asks for: an endpoint, or the status of a refusal. The guard decides anew about each request."""
+
+    access: Access
+    shown: Sequence[str]
+    endpoint: Endpoint | None = None
+    variables: Variables = field(default_factory=dict)
+    status: int = 0
+
+
 class Router:
     """The endpoints of one port, found by path and method."""
 
@@ -164,18 +176,33 @@ class Router:
 
     @property
     def handle(self) -> Handle:
-        """From a request to its answer, whatever happens."""
-        return answers_errors(self._handle)
+        """From a request to its answer, whatever happens: the door of the REST surface."""
+        return self._handle
 
-    async def _handle(self, request: HttpRequest) -> HttpResponse:
-        found = self.find(request.method, segments(request.path))
+    def _handle(self, request: HttpRequest) -> Answer:
+        try:
+            found: _Found | None = request.head.notes.get(self)
+            if found is None:
+                found = request.head.notes[self] = self._find(request.head)
+            self._guard.check(found.access, found.shown)
+            if found.endpoint is None:
+                return refusal(found.status, NOT_FOUND if found.status == 404 else NOT_ALLOWED)
+            answer = found.endpoint.action(request, found.variables)
+        except Exception as error:
+            return error_answer(error)
+        return answer if isinstance(answer, (HttpResponse, Pending)) else _awaited(answer)
+
+    def _find(self, head: RequestHead) -> _Found:
+        shown = [value for name, value in head.headers if name.lower() == "authorization"]
+        found = self.find(head.method, segments(head.path))
         if isinstance(found, int):
-            self._check(self._default_access, request)  # strangers are not told what there is
-            return refusal(found, NOT_FOUND if found == 404 else NOT_ALLOWED)
+            return _Found(self._default_access, shown, status=found)  # strangers are not told what there is
         endpoint, variables = found
-        self._check(endpoint.access, request)
-        return await endpoint.action(request, variables)
+        return _Found(endpoint.access, shown, endpoint, variables)
 
-    def _check(self, access: Access, request: HttpRequest) -> None:
-        shown = [value for name, value in request.headers if name.lower() == "authorization"]
-        self._guard.check(access, shown)
+
+async def _awaited(answer: Awaitable[HttpResponse]) -> HttpResponse:
+    try:
+        return await answer
+    except Exception as error:
+        return error_answer(error)

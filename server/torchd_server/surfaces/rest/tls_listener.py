@@ -30,8 +30,8 @@ class TlsListener:
     def __init__(
         self,
         context: Callable[[], ssl.SSLContext],
-        secure: Callable[[], asyncio.Protocol],
-        plain: Callable[[], asyncio.Protocol],
+        secure: Callable[[], asyncio.BaseProtocol],
+        plain: Callable[[], asyncio.BaseProtocol],
         pending: int,
     ) -> None:
         self._context = context

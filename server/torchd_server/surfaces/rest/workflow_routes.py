@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 from torchd_protos.workflow_pb2 import DESCRIPTOR as WORKFLOW
+from torchd_server.request_ids import new_request_id
 from torchd_server.surfaces.auth import Access
 from torchd_server.surfaces.rest.answers import JSON, answer, document, error_answer
 from torchd_server.surfaces.rest.http1 import HttpResponse
@@ -23,6 +23,7 @@ _DOORS = {
     "WfPredict": "pascal_wfPredictions",
     "WFPREDICT": "upper_wfPredictions",
 }
+WORKFLOW_DOOR = Door()
 _MESSAGES = WORKFLOW.message_types_by_name
 
 
@@ -30,10 +31,10 @@ def workflow_prediction_endpoints(workflows: Workflows) -> list[Endpoint]:
     """`/wfpredict/{workflow}` with any method."""
 
     async def predict(request: HttpRequest, variables: Variables) -> HttpResponse:
-        request_id = str(uuid.uuid4())
+        request_id = new_request_id()
         try:
             named = {"model_name": variables["workflow_name"]}
-            reply = await workflows.predict(call_of(request, named, form_parts(request), request_id, Door()))
+            reply = await workflows.predict(call_of(request, named, form_parts(request), request_id, WORKFLOW_DOOR))
         except Exception as error:
             return error_answer(error, request_id)
         return answer(200, bytes(reply.body), (JSON,), request_id)
