@@ -13,7 +13,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import accumulate, chain
 from typing import Any, ClassVar, NamedTuple, TypeVar, overload
 
@@ -218,6 +217,16 @@ class Settings(Message):
 
 
 @dataclass(slots=True)
+class Columns(Message):
+    """The header of a message with many of something: all their numbers, and all their texts one after the other."""
+
+    numbers: Sequence[int] = ()
+    text: str = ""
+
+    WIRE = {"numbers": (1, "fixed64s"), "text": (2, "string")}
+
+
+@dataclass(slots=True)
 class Item:
     """One request of a batch. Of its call there travel its id, its headers and its parts: the rest is the daemon's."""
 
@@ -237,77 +246,51 @@ class Batch(Message):
         """The bodies of its parts."""
         return [part.body for item in self.items for part in item.call.parts]
 
-    def on_wire(self) -> Columns:
-        """See Columns."""
-        numbers: list[int] = []
-        counts: list[int] = []
+    def columns(self) -> Columns:
+        """As it travels: its step and how many items; of each its request, its remaining time, how many headers and
+        parts; the lengths of all texts; the sizes of all parts."""
+        numbers: list[int] = [self.step, len(self.items)]
         texts: list[str] = []
-        bodies: list[Buffer] = []
+        sizes: list[int] = []
         for item in self.items:
             call = item.call
-            numbers += (item.request, item.remaining_ms)
-            counts += (len(call.headers), len(call.parts))
+            headers, parts = call.headers, call.parts
+            numbers += (item.request, item.remaining_ms, len(headers), len(parts))
             texts.append(call.request_id)
-            texts += chain.from_iterable(call.headers)
-            for part in call.parts:
+            texts += chain.from_iterable(headers)
+            for part in parts:
                 texts += (part.name, part.content_type)
-                bodies.append(part.body)
-        return Columns(self.step, numbers, counts, list(map(len, texts)), "".join(texts), bodies)
+                sizes.append(len(part.body))
+        numbers += map(len, texts)
+        numbers += sizes
+        return Columns(numbers, "".join(texts))
 
-
-@dataclass(slots=True)
-class Columns(Message):
-    """A Batch as it travels. Each item has two of `numbers` (its request, the milliseconds that remain) and two of
-    `counts` (headers, parts). `text` are the texts of all, one after the other: of each item its request id, the names
-    and values of its headers, the names and content types of its parts; `lengths` are theirs, in characters.
-    """
-
-    step: int = 0
-    numbers: Sequence[int] = ()
-    counts: Sequence[int] = ()
-    lengths: Sequence[int] = ()
-    text: str = ""
-    bodies: Sequence[Buffer] = ()
-
-    WIRE = {
-        "step": (1, "uint"),
-        "numbers": (2, "fixed64s"),
-        "counts": (3, "fixed32s"),
-        "lengths": (4, "fixed32s"),
-        "text": (5, "string"),
-        "bodies": (6, "sizes"),
-    }
-
-    def payloads(self) -> Sequence[Buffer]:
-        """The bodies of all parts."""
-        return self.bodies
-
-    def batch(self) -> Batch:
-        """The batch it was; raises ProtocolError where the columns do not agree."""
-        ends = [0, *accumulate(self.lengths)]
-        headers, parts = self.counts[::2], self.counts[1::2]
-        texts = len(headers) + 2 * sum(self.counts)
-        if not (
-            len(self.numbers) == len(self.counts) == 2 * len(headers)
-            and len(parts) == len(headers)
-            and sum(parts) == len(self.bodies)
-            and texts == len(self.lengths)
-            and ends[-1] == len(self.text)
-        ):
+    @classmethod
+    def of_columns(cls, columns: Columns, payload: _Payload) -> Batch:
+        """What these columns say; raises ProtocolError or IndexError where they do not agree."""
+        numbers, text = columns.numbers, columns.text
+        step, count = numbers[0], numbers[1]
+        lengths_at = 2 + 4 * count
+        n_parts = sum(numbers[5:lengths_at:4])
+        sizes_at = lengths_at + count + 2 * (sum(numbers[4:lengths_at:4]) + n_parts)
+        ends = list(accumulate(numbers[lengths_at:sizes_at], initial=0))
+        if len(numbers) != sizes_at + n_parts or ends[-1] != len(text):
             raise ProtocolError("the columns of a Batch do not agree")
-        text, at, bodies, items = self.text, 0, iter(self.bodies), []
-        numbers = iter(self.numbers)
-        for request, remaining_ms, n_headers, n_parts in zip(numbers, numbers, headers, parts, strict=True):
+        sizes = iter(numbers[sizes_at:])
+        take, at, items = payload.take, 0, []
+        for first in range(2, lengths_at, 4):
+            request, remaining_ms, n_headers, n_parts = numbers[first : first + 4]
             request_id = text[ends[at] : ends[at + 1]]
-            own = LazyHeaders(text, ends, at + 1, n_headers) if n_headers else ()
-            at += 1 + 2 * n_headers
-            held = []
+            at += 1
+            headers = LazyHeaders(text, ends, at, n_headers) if n_headers else ()
+            at += 2 * n_headers
+            parts = []
             for _ in range(n_parts):
-                name_end = ends[at + 1]
-                held.append(Part(text[ends[at] : name_end], text[name_end : ends[at + 2]], next(bodies)))
+                middle = ends[at + 1]
+                parts.append(Part(text[ends[at] : middle], text[middle : ends[at + 2]], take(next(sizes))))
                 at += 2
-            items.append(Item(request, remaining_ms, Call("", "", request_id, own, held)))
-        return Batch(self.step, items)
+            items.append(Item(request, remaining_ms, Call("", "", request_id, headers, parts)))
+        return cls(step, items)
 
 
 class LazyHeaders(Sequence[Header]):
@@ -350,11 +333,6 @@ class LazyHeaders(Sequence[Header]):
     __hash__ = None  # type: ignore[assignment]
 
 
-def may_mention(headers: Sequence[Header], text: str) -> bool:
-    """Whether these headers have to be read to know whether this stands in them."""
-    return headers.mentions(text) if isinstance(headers, LazyHeaders) else bool(headers)
-
-
 @dataclass(slots=True)
 class Reply(Message):
     """An answer, or one chunk of it where `more` follows. `body` is the payload; status 0 stands for 200."""
@@ -390,16 +368,23 @@ class Replies(Message):
     handler_us: int = 0
     end_of_step: bool = False
 
-    WIRE = {
-        "requests": (1, "fixed64s"),
-        "bodies": (2, "sizes"),
-        "handler_us": (3, "uint"),
-        "end_of_step": (4, "bool"),
-    }
-
     def payloads(self) -> Sequence[Buffer]:
         """The bodies."""
         return self.bodies
+
+    def columns(self) -> Columns:
+        """As they travel: the time, whether the batch has ended, the requests, the sizes of their bodies."""
+        return Columns([self.handler_us, self.end_of_step, *self.requests, *map(len, self.bodies)])
+
+    @classmethod
+    def of_columns(cls, columns: Columns, payload: _Payload) -> Replies:
+        """What these columns say; raises ProtocolError or IndexError where they do not agree."""
+        numbers = columns.numbers
+        middle = 1 + len(numbers) // 2
+        if len(numbers) % 2:
+            raise ProtocolError("the columns of Replies do not agree")
+        bodies = list(map(payload.take, numbers[middle:]))
+        return cls(numbers[2:middle], bodies, numbers[0], bool(numbers[1]))
 
 
 @dataclass(slots=True)
@@ -540,10 +525,8 @@ KINDS: dict[int, type[Message]] = {
 def encode(message: Message) -> list[Buffer]:
     """The buffers of one frame, to be written in order: prefix and header first, then the payload segments."""
     kind = _KIND_OF[type(message)]
-    if isinstance(message, Batch):
-        message = message.on_wire()
     header = bytearray(PREFIX.size)
-    _write(header, message)
+    _write(header, message.columns() if isinstance(message, _WITH_COLUMNS) else message)
     payloads = message.payloads()
     PREFIX.pack_into(header, 0, kind, len(header) - PREFIX.size, sum(map(len, payloads)))
     return [header, *(payload for payload in payloads if payload)]
@@ -673,15 +656,16 @@ class _LargeFrame:
 def decode(kind: int, header: bytes, payload: bytes | bytearray) -> Message:
     """One message from its header and its payload; parts of a large payload are views of it, not copies."""
     cursor = _Payload(payload)
-    cls: type[Message] = KINDS[kind]
+    cls = KINDS[kind]
     try:
-        message = _read(Columns if cls is Batch else cls, header, cursor)
+        if issubclass(cls, _WITH_COLUMNS):
+            message: Message = cls.of_columns(_read(Columns, header, cursor), cursor)
+        else:
+            message = _read(cls, header, cursor)
     except (IndexError, struct.error, UnicodeDecodeError, TypeError) as error:
         raise ProtocolError(f"malformed {cls.__name__}: {error}") from error
     cursor.check_used(kind)
-    if isinstance(message, Replies) and len(message.requests) != len(message.bodies):
-        raise ProtocolError(f"{len(message.bodies)} answers to {len(message.requests)} requests")
-    return message.batch() if isinstance(message, Columns) else message
+    return message
 
 
 class _Payload:
@@ -768,20 +752,14 @@ def _string_writer(tag: bytes) -> Writer:
     return write
 
 
-def _array_writer(tag: bytes, code: str) -> Writer:
+def _fixed64s_writer(tag: bytes) -> Writer:
     def write(out: bytearray, values: Sequence[int]) -> None:
         if values:
-            data = _pack(f"<{len(values)}{code}", *values)
             out += tag
-            _write_varint(out, len(data))
-            out += data
+            _write_varint(out, 8 * len(values))
+            out += _pack(f"<{len(values)}Q", *values)
 
     return write
-
-
-def _sizes_writer(tag: bytes) -> Writer:
-    write_array = _array_writer(tag, "Q")
-    return lambda out, values: write_array(out, list(map(len, values)))
 
 
 def _size_writer(tag: bytes) -> Writer:
@@ -874,13 +852,6 @@ def _message_reader(cls: type[Message]) -> Reader:
     return lambda raw, payload: _read(cls, raw, payload)
 
 
-def _array_reader(size: int, code: str) -> Callable[[bytes], tuple[int, ...]]:
-    return lambda raw: _unpack(f"<{len(raw) // size}{code}", raw)
-
-
-_read_fixed64s = _array_reader(8, "Q")
-_read_fixed32s = _array_reader(4, "I")
-
 _SCALARS: dict[str, tuple[int, Callable[[bytes], Writer], Reader]] = {
     "uint": (0, _uint_writer, lambda raw, payload: raw),
     "optional uint": (0, _optional_uint_writer, lambda raw, payload: raw),
@@ -888,9 +859,7 @@ _SCALARS: dict[str, tuple[int, Callable[[bytes], Writer], Reader]] = {
     "double": (1, _double_writer, lambda raw, payload: _DOUBLE.unpack(raw)[0]),
     "string": (2, _string_writer, lambda raw, payload: str(raw, "utf-8")),
     "size": (0, _size_writer, lambda raw, payload: payload.take(raw)),
-    "sizes": (2, _sizes_writer, lambda raw, payload: list(map(payload.take, _read_fixed64s(raw)))),
-    "fixed64s": (2, partial(_array_writer, code="Q"), lambda raw, payload: _read_fixed64s(raw)),
-    "fixed32s": (2, partial(_array_writer, code="I"), lambda raw, payload: _read_fixed32s(raw)),
+    "fixed64s": (2, _fixed64s_writer, lambda raw, payload: _unpack(f"<{len(raw) // 8}Q", raw)),
 }
 
 
@@ -915,6 +884,7 @@ class _Plan:
             self.readers[number << 3 | 2] = (name, _message_reader(inner), repeated)
 
 
+_WITH_COLUMNS = (Batch, Replies)
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
 _PLANS: dict[type[Message], _Plan] = {}
 

@@ -176,20 +176,12 @@ class Settings(_message.Message):
     def __init__(self, threads: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("step", "numbers", "counts", "lengths", "text", "sizes")
-    STEP_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("numbers", "text")
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
-    COUNTS_FIELD_NUMBER: _ClassVar[int]
-    LENGTHS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
-    SIZES_FIELD_NUMBER: _ClassVar[int]
-    step: int
     numbers: _containers.RepeatedScalarFieldContainer[int]
-    counts: _containers.RepeatedScalarFieldContainer[int]
-    lengths: _containers.RepeatedScalarFieldContainer[int]
     text: str
-    sizes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, step: _Optional[int] = ..., numbers: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., sizes: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, numbers: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("request", "status", "reason", "headers", "more", "end_of_step")
@@ -208,16 +200,10 @@ class Reply(_message.Message):
     def __init__(self, request: _Optional[int] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., more: bool = ..., end_of_step: bool = ...) -> None: ...
 
 class Replies(_message.Message):
-    __slots__ = ("requests", "sizes", "handler_us", "end_of_step")
-    REQUESTS_FIELD_NUMBER: _ClassVar[int]
-    SIZES_FIELD_NUMBER: _ClassVar[int]
-    HANDLER_US_FIELD_NUMBER: _ClassVar[int]
-    END_OF_STEP_FIELD_NUMBER: _ClassVar[int]
-    requests: _containers.RepeatedScalarFieldContainer[int]
-    sizes: _containers.RepeatedScalarFieldContainer[int]
-    handler_us: int
-    end_of_step: bool
-    def __init__(self, requests: _Optional[_Iterable[int]] = ..., sizes: _Optional[_Iterable[int]] = ..., handler_us: _Optional[int] = ..., end_of_step: bool = ...) -> None: ...
+    __slots__ = ("numbers",)
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    numbers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, numbers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("request", "kind", "message", "traceback", "end_of_step", "status")

@@ -376,14 +376,14 @@ class Daemon:
         """What a gRPC port answers beside the services that are added to it."""
         told = [] if self._access_log is None else [AccessLayer(self._access_log.grpc)]
         methods = Methods([stream_scope, *told], self._edge.door(access))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, methods)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, methods)  # type: ignore[arg-type] # stands in for it
         names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         if self._settings.posture.reflection and getattr(self._settings.listeners, name).is_loopback:
             for module in (health_pb2, reflection_pb2):
                 pool.add(module.DESCRIPTOR)
             pool.POOL.AddSerializedFile(open_inference_grpc.torchserves_file())
             reflected = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME], pool=pool.POOL)
-            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, methods)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, methods)  # type: ignore[no-untyped-call]
         return methods
 
     def _grpc_server(self, methods: Methods) -> grpc.aio.Server:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from torchd_protos.frames import Failure, FrameLimits, FrameReader, LoadFailed, Message, ProtocolError, encode
+from torchd_protos.frames import Buffer, Failure, FrameLimits, FrameReader, LoadFailed, Message, ProtocolError, encode
 from torchd_server import errors
 from torchd_server.faults import fault
 
@@ -21,16 +22,21 @@ class Receiver(Protocol):
         """Nothing more will come; called once. `error` is None at a clean end of stream."""
 
 
-class Link(asyncio.Protocol):
+class Link(asyncio.BufferedProtocol):
     """Speaks frames over one connected socket.
 
     It is written through a second descriptor: a write that fails because the worker has died closes its transport, and
-    what the worker said last must still be read from the other.
+    what the worker said last must still be read from the other. What the socket takes at once is written to it at once;
+    the transport gets the rest.
     """
 
-    def __init__(self, receiver: Receiver, limits: FrameLimits, writer: asyncio.WriteTransport) -> None:
+    def __init__(
+        self, receiver: Receiver, limits: FrameLimits, socket: socket.socket, writer: asyncio.WriteTransport
+    ) -> None:
+        """`socket` is the writer's."""
         self._receiver = receiver
         self._reader = FrameReader(limits)
+        self._socket = socket
         self._writer = writer
         self._transport: asyncio.BaseTransport | None = None
         self._broken: ProtocolError | None = None
@@ -40,20 +46,39 @@ class Link(asyncio.Protocol):
         """Takes over a connected Unix socket."""
         loop = asyncio.get_running_loop()
         early = _Early()
-        writer, _ = await loop.create_unix_connection(lambda: early, sock=sock.dup())
+        second = sock.dup()
+        second.setblocking(False)
+        writer, _ = await loop.create_unix_connection(lambda: early, sock=second)
         if not writer.is_closing():
             writer.pause_reading()
-        link = cls(receiver, limits, writer)
-        if early.data:
-            link.data_received(bytes(early.data))
+        link = cls(receiver, limits, second, writer)
+        link._hear(link._reader.feed(early.data))
         await loop.create_unix_connection(lambda: link, sock=sock)
         return link
 
     def send(self, message: Message) -> None:
         """Writes one message; after the end of the link it goes nowhere, and `link_lost` has been told."""
         fault("link.send")
-        if not self._writer.is_closing():
-            self._writer.writelines(encode(message))
+        if self._writer.is_closing():
+            return
+        buffers: Sequence[Buffer] = encode(message)
+        if not self._writer.get_write_buffer_size():
+            buffers = self._unsent(buffers)
+        if buffers:
+            self._writer.writelines(buffers)
+
+    def _unsent(self, buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+        """What the socket does not take now. Where it refuses, the transport finds out why."""
+        try:
+            sent = self._socket.sendmsg(buffers)
+        except OSError:
+            return buffers
+        left: list[Buffer] = []
+        for buffer in buffers:
+            if sent < len(buffer):
+                left.append(memoryview(buffer)[sent:] if sent else buffer)
+            sent = max(0, sent - len(buffer))
+        return left
 
     def close(self) -> None:
         """Ends the link."""
@@ -67,10 +92,17 @@ class Link(asyncio.Protocol):
         if self._broken is not None:
             transport.close()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """asyncio: where bytes are to go."""
+        return self._reader.space()
+
+    def buffer_updated(self, nbytes: int) -> None:
         """asyncio: bytes came."""
+        self._hear(self._reader.received(nbytes))
+
+    def _hear(self, messages: Iterable[Message]) -> None:
         try:
-            for message in self._reader.feed(data):
+            for message in messages:
                 self._receiver.received(message)
         except ProtocolError as error:
             self._broken = error

@@ -196,7 +196,7 @@ def test_ctrl_c_ends_the_processes_that_ask_and_the_daemon(terminal: Terminal) -
     assert not list((terminal.folder / "scratch").iterdir())
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_the_page_as_typed(terminal: Terminal) -> None:
     """Every `bash` block in one shell; only the ports are this test's."""
     flags = " ".join(f"--{name}-port {port}" for name, port in zip(PORTS, free_ports(5), strict=True))
@@ -212,7 +212,7 @@ def test_the_page_as_typed(terminal: Terminal) -> None:
             env=terminal.variables,
             stdout=output,
             stderr=subprocess.STDOUT,
-            timeout=200,
+            timeout=380,
         )
     assert ended.returncode == 0, log.read_text()
     _, archive, running, rate, percentiles, _ = log.read_text().split("== end of a block\n")

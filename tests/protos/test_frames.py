@@ -75,20 +75,18 @@ MESSAGES = st.sampled_from(sorted(frames.KINDS)).flatmap(lambda kind: strategy(f
 def to_generated(message: frames.Message) -> Any:
     """The same content in the generated class."""
     made: Any = getattr(worker_pb2, type(message).__name__)()
-    wire = message.on_wire() if isinstance(message, frames.Batch) else message
+    wire = message.columns() if isinstance(message, frames.Batch | frames.Replies) else message
     for name, (_, kind) in wire.WIRE.items():
         value = getattr(wire, name)
         if kind == "size":
             made.size = len(value)
-        elif kind == "sizes":
-            made.sizes.extend(map(len, value))
-        elif kind in ("fixed32s", "fixed64s"):
-            getattr(made, name).extend(value)
+        elif kind == "fixed64s":
+            made.numbers.extend(value)
         elif isinstance(kind, list):
             getattr(made, name).extend(to_generated(item) for item in value)
         elif isinstance(kind, type):
             getattr(made, name).CopyFrom(to_generated(value))
-        elif value is not None:
+        elif value is not None and hasattr(made, name):  # Replies have no text
             setattr(made, name, value)
     return made
 
@@ -98,6 +96,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, frames.Batch):
         items = [(item.request, item.remaining_ms, plain(item.call)) for item in value.items]
         return (frames.Batch, value.step, *items)
+    if isinstance(value, frames.Replies):
+        return (list(value.requests), list(map(bytes, value.bodies)), value.handler_us, value.end_of_step)
     if isinstance(value, frames.Message):
         names = (*value.WIRE, *(["body"] if isinstance(value, WHOLE_PAYLOAD) else []))
         return (type(value), *(plain(getattr(value, name)) for name in names))
@@ -134,8 +134,10 @@ def test_every_field_of_the_contract_has_its_number() -> None:
     classes: list[type[frames.Message]] = [*frames.KINDS.values(), frames.Header, frames.Part]
     for cls in classes:
         descriptor = worker_pb2.DESCRIPTOR.message_types_by_name[cls.__name__]
-        wire = frames.Columns.WIRE if cls is frames.Batch else cls.WIRE
-        ours = {kind if kind in ("size", "sizes") else name: number for name, (number, kind) in wire.items()}
+        wire = frames.Columns.WIRE if cls in (frames.Batch, frames.Replies) else cls.WIRE
+        ours = {"size" if kind == "size" else name: number for name, (number, kind) in wire.items()}
+        if cls is frames.Replies:
+            del ours["text"]  # it has none
         assert ours == {field.name: field.number for field in descriptor.fields}, cls.__name__
 
 
@@ -249,12 +251,15 @@ def _feed_anything(reader: frames.FrameReader, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("kind", "header", "payload"),
     [
-        (18, worker_pb2.Batch(numbers=[1, 2], counts=[0, 1], lengths=[0] * 3, sizes=[5]).SerializeToString(), b"four"),
-        (18, worker_pb2.Batch(numbers=[1, 2], counts=[0, 2], lengths=[0] * 3, sizes=[4]).SerializeToString(), b"four"),
-        (18, worker_pb2.Batch(numbers=[1, 2], counts=[0, 1], lengths=[0] * 3, sizes=[4] * 2).SerializeToString(), b""),
-        (18, worker_pb2.Batch(numbers=[1, 2], counts=[0, 0], lengths=[2], text="four").SerializeToString(), b""),
-        (18, worker_pb2.Batch(numbers=[1, 2, 3], counts=[0, 0], lengths=[0]).SerializeToString(), b""),
-        (5, worker_pb2.Replies(requests=[1, 2], sizes=[4]).SerializeToString(), b"four"),
+        (18, worker_pb2.Batch(numbers=[1, 1, 7, 8, 0, 1, 0, 0, 0, 5]).SerializeToString(), b"four"),
+        (18, worker_pb2.Batch(numbers=[1, 1, 7, 8, 0, 2, 0, 0, 0, 4]).SerializeToString(), b"four"),
+        (18, worker_pb2.Batch(numbers=[1, 1, 7, 8, 0, 1, 0, 0, 0, 4, 0]).SerializeToString(), b"four"),
+        (18, worker_pb2.Batch(numbers=[1, 1, 7, 8, 0, 0, 2], text="four").SerializeToString(), b""),
+        (18, worker_pb2.Batch(numbers=[1, 2**63, 7, 8, 0, 0, 0]).SerializeToString(), b""),
+        (18, worker_pb2.Batch(numbers=[1]).SerializeToString(), b""),
+        (5, worker_pb2.Replies(numbers=[0, 1, 7, 8, 4]).SerializeToString(), b"four"),
+        (5, worker_pb2.Replies(numbers=[0, 1, 7, 5]).SerializeToString(), b"four"),
+        (5, b"", b""),
         (32, worker_pb2.Call(parts=[{"size": 2}]).SerializeToString(), b"four"),
         (1, b"", b"a Hello has no payload"),
         (1, b"\x0a", b""),
@@ -269,8 +274,11 @@ def _feed_anything(reader: frames.FrameReader, data: bytes) -> None:
         "more parts than texts",
         "more sizes than parts",
         "text that nobody has",
-        "numbers that nobody has",
+        "more items than numbers",
+        "no items",
         "fewer answers than requests",
+        "an answer past the payload",
+        "answers without a number",
         "payload without a part",
         "payload without a place",
         "string without a length",
@@ -326,9 +334,7 @@ _EMPTY = {
     "double": 0.0,
     "string": "",
     "size": b"",
-    "sizes": (),
     "fixed64s": (),
-    "fixed32s": (),
 }
 
 

@@ -10,7 +10,7 @@ from fakes import ManualClock, ManualTimer, call
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from torchd_server.batching.policy import BatchPolicy
+from torchd_server.batching.policy import AHEAD_SECONDS, BatchPolicy
 from torchd_server.batching.queues import Fifo
 from torchd_server.batching.turns import EachStep, FreeRunning
 from torchd_server.batching.waits import WAITS, NoWait
@@ -88,6 +88,75 @@ def test_a_full_batch_goes_at_once(wait: str) -> None:
     taker = bench.taker()
     assert taker.batches == [requests[:SIZE]]
     assert taker.waited == [0.0]
+
+
+class Quick(Taker):
+    """A worker whose batches take no time to speak of, and that keeps one ahead."""
+
+    def __init__(self, policy: BatchPolicy) -> None:
+        super().__init__(policy)
+        self.queue: list[list[Request]] = []
+
+    @property
+    def takes_ahead(self) -> bool:  # type: ignore[override]
+        return len(self.queue) == 1
+
+    @takes_ahead.setter
+    def takes_ahead(self, value: bool) -> None: ...
+
+    def run(self, batch: list[Request], waited_seconds: float) -> None:
+        super().run(batch, waited_seconds)
+        self.queue.append(batch)
+
+    def ends(self, seconds: float) -> None:
+        """Its first batch is through."""
+        self.running = self.queue.pop(0)
+        self.finish(seconds)
+        self.is_idle = not self.queue
+        self.policy.has_room(self)
+
+
+def quick(bench: Bench, seconds: float) -> Quick:
+    """A worker that is known to take so long."""
+    taker = Quick(bench.policy)
+    taker.wants_more()
+    for _ in range(SIZE):
+        bench.put()
+    taker.ends(seconds)
+    return taker
+
+
+def test_a_quick_worker_is_sent_one_full_batch_ahead() -> None:
+    bench = Bench("full")
+    taker = quick(bench, 0.001)
+    requests = [bench.put() for _ in range(3 * SIZE)]
+    assert taker.queue == [requests[:SIZE], requests[SIZE : 2 * SIZE]]
+    assert bench.policy.depth == SIZE
+    taker.ends(0.001)
+    assert taker.queue == [requests[SIZE : 2 * SIZE], requests[2 * SIZE :]]
+
+
+def test_what_waiting_could_still_fill_is_not_sent_ahead() -> None:
+    bench = Bench("full")
+    taker = quick(bench, 0.001)
+    requests = [bench.put() for _ in range(2 * SIZE - 1)]
+    assert taker.queue == [requests[:SIZE]]
+
+
+def test_a_slow_worker_is_sent_nothing_ahead() -> None:
+    """A second worker may have room before it."""
+    bench = Bench("full")
+    taker = quick(bench, 2 * AHEAD_SECONDS)
+    requests = [bench.put() for _ in range(3 * SIZE)]
+    assert taker.queue == [requests[:SIZE]]
+
+
+def test_an_idle_worker_comes_before_one_that_is_sent_ahead() -> None:
+    bench = Bench("full")
+    first, second = quick(bench, 0.001), Quick(bench.policy)
+    second.wants_more()
+    requests = [bench.put() for _ in range(2 * SIZE)]
+    assert [first.queue, second.queue] == [[requests[:SIZE]], [requests[SIZE:]]]
 
 
 def test_full_waits_the_whole_delay_from_when_the_worker_took_the_first_request() -> None:

@@ -105,6 +105,8 @@ class Simulation:
 class SimulatedWorker:
     """Takes as long as the longest input and the number of them say."""
 
+    takes_ahead = False
+
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
         self.room = simulation.policy.turn.room(0)

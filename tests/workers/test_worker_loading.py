@@ -132,6 +132,20 @@ def test_a_handle_put_in_place_by_initialize_is_the_one_called(start, tmp_path):
     assert worker.ask(b"").body == b"replaced"
 
 
+@pytest.mark.parametrize(
+    ("attributes", "cost"),
+    [
+        ("batching_cost = 'tokens'", "tokens"),
+        ("batching_cost = 'tokens'; takes_batches = False", ""),
+        ("batching_cost = 8", ""),
+        ("", ""),
+    ],
+)
+def test_a_handler_says_what_its_requests_are_batched_by(start, tmp_path, attributes, cost):
+    source = CLASS.format(initialize="pass", answer="own").rstrip() + f"\n\n    {attributes}\n"
+    assert start(written(tmp_path, handler=source)).load() == Loaded(cost=cost)
+
+
 def test_an_imported_class_is_not_the_modules_own(start, tmp_path):
     files = {"other": CLASS.format(initialize="pass", answer="other").replace("Handler", "Other")}
     source = "from other import Other\n" + CLASS.format(initialize="pass", answer="own")

@@ -23,7 +23,8 @@ class Answers:
     def of_value(self, request: RunningRequest, value: Any, processor: RequestProcessor, more: bool = False) -> Answer:
         """What the handler returned for one request, as its answer or, with `more`, as a chunk of it."""
         try:
-            raise_if_over(request)
+            if request.over:
+                raise_if_over(request)
             return reply_of(request.number, value, processor, self._load.max_response_bytes, more)
         except BaseException as error:  # what user code returned may raise anything
             return self.of_error(request, error)

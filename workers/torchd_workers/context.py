@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from torchd_protos.frames import Call, may_mention
+from torchd_protos.frames import Call, LazyHeaders
 from torchd_protos.tensors import CONTENT_TYPE as TENSORS
 from torchd_workers.channel import RunningRequest
 from torchd_workers.inputs import headers_of
@@ -53,7 +53,8 @@ class RequestProcessor:
     @property
     def wants_tensors(self) -> bool:
         """Whether the answer is to be packed tensors."""
-        if self._given_header is None and not may_mention(self._call.headers, TENSORS):
+        headers = self._call.headers
+        if self._given_header is None and isinstance(headers, LazyHeaders) and not headers.mentions(TENSORS):
             return False
         return bool(self.get_request_property("accept") == TENSORS)
 

@@ -15,6 +15,7 @@ from torchd_workers.tensors import answer_of
 MAX_HEADER_BYTES = 16 * 1024
 
 _encode_json = JSONEncoder(indent=2, allow_nan=False).encode
+_BYTES = (bytes, bytearray, memoryview)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TEXT = re.compile(r"[\t\x20-\x7e]*")
 # They describe the connection or the framing, which belong to the server.
@@ -79,10 +80,10 @@ def body_of(value: Any) -> Buffer:
     if type(value) is bytes:
         return value
     try:
-        if isinstance(value, bytes | bytearray | memoryview):
-            return memoryview(value).cast("B")  # its length cannot change, nor lie, while it is sent
         if isinstance(value, str):
             return str.encode(value)
+        if isinstance(value, _BYTES):
+            return memoryview(value).cast("B")  # its length cannot change, nor lie, while it is sent
         if _is_tensor(value):
             buffer = BytesIO()
             sys.modules["torch"].save(value, buffer)

@@ -21,8 +21,10 @@ _UNITS = "latencies and queue in ms; batch: mean size; CPU (cores), MiB: the ser
 def results(points: Iterable[Point]) -> RenderableType:
     """A row for each point, then what went wrong, and what the daemon itself says of batches and queues."""
     points = list(points)
-    table = Table("", "asked", title=_title(points), title_justify="left", box=SIMPLE_HEAD, caption=_UNITS)
+    table = Table("", title=_title(points), title_justify="left", box=SIMPLE_HEAD, caption=_UNITS, pad_edge=False)
     table.caption_justify = "left"
+    table.collapse_padding = True
+    table.add_column("asked", no_wrap=True)
     latencies = [f"p{one:g}" for one in _PERCENTILES]
     for column in ("answers", "errors", "per s", "all runs", *latencies, "queue", "batch", "CPU", "MiB"):
         table.add_column(column, justify="right")

@@ -102,9 +102,10 @@ class ByCost:
 
     def ran(self, requests: Sequence[Request], seconds: float | None) -> None:
         """Learns from what a batch has cost."""
-        units = self._taken.pop(requests[0].number, None) if requests else None
-        if units is not None and seconds is not None:
-            self._price.ran(units, seconds)
+        # More than one batch where a worker has died.
+        units = [taken for request in requests if (taken := self._taken.pop(request.number, None)) is not None]
+        if len(units) == 1 and seconds is not None:
+            self._price.ran(units[0], seconds)
 
     def _rank(self, request: Request) -> None:
         cost = max(1.0, self._cost_of(request.call))

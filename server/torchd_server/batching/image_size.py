@@ -31,7 +31,7 @@ def pixels_of(body: Buffer) -> int:
             return 0
     except (struct.error, IndexError):  # it ends too soon
         return 0
-    return min(width * height, PIXELS_AT_MOST)
+    return min(int(width * height), PIXELS_AT_MOST)
 
 
 def _jpeg(data: bytes) -> tuple[int, int]:

@@ -25,7 +25,7 @@ class AccessLayer:
 
     def __call__(self, method: str, handler: Handler) -> Handler:
         """The method's handler, with the telling around it."""
-        kinds = (
+        kinds: tuple[tuple[Any, Any, Any], ...] = (
             (handler.unary_unary, grpc.unary_unary_rpc_method_handler, self._one),
             (handler.unary_stream, grpc.unary_stream_rpc_method_handler, self._many),
             (handler.stream_unary, grpc.stream_unary_rpc_method_handler, self._one),
@@ -33,7 +33,10 @@ class AccessLayer:
         )
         for behaviour, make, around in kinds:
             if iscoroutinefunction(behaviour) or isasyncgenfunction(behaviour):
-                return make(around(method, behaviour), handler.request_deserializer, handler.response_serializer)
+                told: Handler = make(
+                    around(method, behaviour), handler.request_deserializer, handler.response_serializer
+                )
+                return told
         return handler
 
     def _one(self, method: str, behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Any:

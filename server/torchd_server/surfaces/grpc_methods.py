@@ -7,15 +7,15 @@ once, when it is first called; only the door, who may say no to a call, is asked
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 
-Handler: TypeAlias = grpc.RpcMethodHandler  # type: ignore[type-arg]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 # What is put around a method: its full name and its handler, and the handler to use instead.
-Layer: TypeAlias = Callable[[str, Handler], Handler]
+Layer: TypeAlias = "Callable[[str, Handler], Handler]"
 # The handler that refuses a call; None lets it in.
-Door: TypeAlias = Callable[[grpc.HandlerCallDetails], Handler | None]
+Door: TypeAlias = "Callable[[grpc.HandlerCallDetails], Handler | None]"
 
 
 class Methods(grpc.GenericRpcHandler):

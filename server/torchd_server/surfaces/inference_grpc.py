@@ -22,7 +22,7 @@ from torchd_server.inference import Inference
 from torchd_server.request_ids import new_request_id
 from torchd_server.settings import SequenceHeaders
 from torchd_server.surfaces import prediction_wire
-from torchd_server.surfaces.grpc_methods import Methods
+from torchd_server.surfaces.grpc_methods import Handler, Methods
 from torchd_server.surfaces.prediction_wire import Asked
 from torchd_server.surfaces.sequence_stream import SequenceCall, SequenceStream
 from torchd_server.surfaces.status import abort
@@ -37,7 +37,7 @@ DEFAULT_NAMES = SequenceHeaders()
 def add_to_server(surface: InferenceSurface, server: grpc.aio.Server | Methods) -> None:
     """Serves it."""
     asked, answered = PredictionsRequest.FromString, PredictionResponse.SerializeToString
-    handlers = {
+    handlers: dict[str, Handler] = {
         "Ping": grpc.unary_unary_rpc_method_handler(
             surface.ping, Empty.FromString, TorchServeHealthResponse.SerializeToString
         ),

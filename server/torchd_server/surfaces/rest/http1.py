@@ -46,7 +46,7 @@ LAST_SECONDS = 1.0
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 # To a client that broke the protocol an answer is HTTP/1.1 whatever it spoke.
-REFUSED = RequestHead("", "", "", "")
+NO_REQUEST = HttpRequest(RequestHead("", "", "", ""))
 
 Handle: TypeAlias = Callable[[HttpRequest], Answer]
 Refuse = Callable[[int, str], HttpResponse]
@@ -84,7 +84,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         # Whether the buffer that was last given out is the body's own place.
         self._receives_body = False
         self._body_mark = 0
-        self._request: HttpRequest
+        self._request = NO_REQUEST
         self._started = 0.0
         # What ends the making of the answer; None once it is there.
         self._cancel: Callable[[], object] | None = None
@@ -234,13 +234,17 @@ class HttpConnection(asyncio.BufferedProtocol):
             if not isinstance(body, WHOLE):
                 self._server.run(_closed(body))
             return
-        self._server.answered(request, response.status, monotonic() - self._started)
-        head = request.head
-        keep = head.keep_alive and not (response.close or self._ended or self._server.is_draining)
-        if isinstance(body, WHOLE):
-            self._send(head, response, body, keep)
-        else:
-            self._cancel = self._server.run(self._stream(head, response, body, keep)).cancel
+        try:
+            self._server.answered(request, response.status, monotonic() - self._started)
+            head = request.head
+            keep = head.keep_alive and not (response.close or self._ended or self._server.is_draining)
+            if isinstance(body, WHOLE):
+                self._send(head, response, body, keep)
+            else:
+                self._cancel = self._server.run(self._stream(head, response, body, keep)).cancel
+        except Exception:  # whoever gives the answer has others to give: this connection's trouble ends here
+            logger.exception("an HTTP connection failed")
+            self._transport.abort()
 
     def _send(self, head: RequestHead, response: HttpResponse, body: Whole, keep: bool) -> None:
         try:
@@ -275,6 +279,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     def _answered(self, keep: bool) -> None:
         """The answer is out."""
         self._busy = False
+        self._request = NO_REQUEST  # a body is not kept while the client thinks
         if not keep:
             self._close()
         elif self._advancing:
@@ -300,7 +305,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         response = self._refuse(status, message)
         if not isinstance(response.body, WHOLE):
             raise TypeError("a refusal's body must be bytes, not a stream")
-        self._send(REFUSED, response, response.body, keep=False)
+        self._send(NO_REQUEST.head, response, response.body, keep=False)
 
     def _refuse(self, status: int, message: str) -> HttpResponse:
         response = self._server.refuse(status, message)

@@ -26,7 +26,7 @@ BYTES_PER_CHUNK_HEAD = 32
 
 END_OF_HEAD = b"\r\n\r\n"
 # The place of a body is made so many times as large as what has come of it.
-GROWTH = 16
+GROWTH = 32
 
 _HOST = re.compile(r"[0-9A-Za-z._~%!$&'()*+,;=\[\]:-]*")
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?]+)([^?]*)", re.IGNORECASE)

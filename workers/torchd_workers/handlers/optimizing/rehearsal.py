@@ -38,7 +38,9 @@ class Rehearsal:
     def outputs(self) -> Outputs:
         """What the model says to every sample; NotComparable if it cannot be heard."""
         heard: list[dict[str, Any]] = []
-        size = min(self.batch_size, len(self._bodies))
+        # The parts of a micro-batched batch are heard in any order, so one goes at a time.
+        part = getattr(getattr(self._service, "handle", None), "micro_batch_size", self.batch_size)
+        size = min(self.batch_size, part, len(self._bodies))
         with self._listening(lambda output: heard.append(tensors_of(output))):
             self.run(size, len(self._bodies))
         if not heard:
