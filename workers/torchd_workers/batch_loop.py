@@ -36,6 +36,16 @@ class BatchLoop:
         """Calls the handler with the batch and sends its answers in one piece."""
         running = self._channel.requests(batch)
         calls = [item.call for item in batch.items]
+        left = [request for request in running if request.cancelled] if self._group is None else ()
+        if left:  # before it has begun: it is not run for them
+            calls = [call for call, request in zip(calls, running, strict=True) if not request.cancelled]
+            running = [request for request in running if request not in left]
+            self._channel.finish(left)
+            gone = [Failure(request.number, "Cancelled", "the client is gone") for request in left]
+            if not running:
+                self._channel.send(*gone, Replies((), (), 0, True))
+                return
+            self._channel.send(*gone)
         processors = [RequestProcessor(None, call) for call in calls]
         ids = {index: call.request_id for index, call in enumerate(calls)}
         self._handler.context.begin(ids, processors, running)
@@ -58,8 +68,12 @@ class BatchLoop:
         self._channel.finish(running)
         handler_us = int((perf_counter() - started) * 1e6)
         # Without the end of the step the daemon sends no other batch to a process that is about to leave.
-        self._channel.send(*_together(answers, handler_us, end_of_step=not ends_process(answers)))
-        recover(self._channel, answers)
+        messages = _together(answers, handler_us, end_of_step=not ends_process(answers))
+        if len(messages) == 1:
+            self._channel.send_soon(*messages)
+        else:
+            self._channel.send(*messages)
+            recover(self._channel, answers)
         if self._group is not None:
             self._group.end(raised)
 

@@ -56,6 +56,9 @@ _MOST_PIECES = 512
 _WATCH_SECONDS = 0.01
 _WATCH_TIMES = 20
 
+# Answers are not held back longer, however much is waiting to be done.
+_HOLD_SECONDS = 0.0005
+
 # What most requests hold: a deque of its own would be most of what is allocated for one.
 _NOTHING: deque[Reply | Failure] = deque(maxlen=0)
 
@@ -125,6 +128,7 @@ class Channel:
         self._incoming: SimpleQueue[Message] = SimpleQueue()
         self._outgoing: deque[list[Buffer]] = deque()
         self._sending = RLock()
+        self._held_since = 0.0
         self._writing = False
         self._forked = False
         self._running: dict[int, RunningRequest] = {}
@@ -153,6 +157,8 @@ class Channel:
                 break
             except BaseException:  # an alarm that a handler set and forgot rings here, in the main thread
                 logger.warning("a signal handler of the model raised between two batches", exc_info=True)
+        if not isinstance(message, Batch):
+            self._flush()
         self._turn += 1
         if self._watch_sleeps:
             self._watch_sleeps = False
@@ -161,16 +167,21 @@ class Channel:
 
     def receive_now(self) -> Message | None:
         """The next message if it is here."""
-        if self._incoming.empty() and self._reading.acquire(blocking=False):
+        if self._incoming.empty():
+            self._look()
+        try:
+            return self._incoming.get_nowait()
+        except Empty:
+            return None
+
+    def _look(self) -> None:
+        """Reads what has come, unless another thread does."""
+        if self._reading.acquire(blocking=False):
             try:
                 if self._poll(0):
                     self._read()
             finally:
                 self._reading.release()
-        try:
-            return self._incoming.get_nowait()
-        except Empty:
-            return None
 
     def receive_within(self, seconds: float) -> Message | None:
         """The next message if it comes within so many seconds, where a thread of its own reads."""
@@ -185,7 +196,10 @@ class Channel:
 
     def _next(self) -> Message:
         incoming = self._incoming
-        if incoming.empty():
+        if not incoming.empty():  # what was sent since may cancel what it waits for
+            self._look()
+        else:
+            self._flush()
             if not self._reading.acquire(blocking=False):  # the watching thread reads, and hands over
                 self._is_waiting = True
                 try:
@@ -216,6 +230,15 @@ class Channel:
         self._outgoing.append([buffer for message in messages for buffer in encode(message)])
         self._flush()
 
+    def send_soon(self, message: Message) -> None:
+        """Writes the frame with those that follow, if more is waiting to be done at once; else as `send`."""
+        now = monotonic()
+        if not self._outgoing:
+            self._held_since = now
+        self._outgoing.append(encode(message))
+        if self._incoming.empty() or now - self._held_since > _HOLD_SECONDS:
+            self._flush()
+
     def _flush(self) -> None:
         with self._sending:
             # Only this thread can be here while it writes: a signal handler or a finalizer that logs. Its frame must
@@ -225,7 +248,10 @@ class Channel:
             self._writing = True
             try:
                 while self._outgoing:
-                    self._write(self._outgoing.popleft())
+                    buffers = self._outgoing.popleft()
+                    while self._outgoing:
+                        buffers += self._outgoing.popleft()
+                    self._write(buffers)
             except BaseException as error:  # half a frame may be out: nothing that follows could be understood
                 self.leave(f"cannot write to the daemon: {type(error).__name__}: {error}")
             finally:
@@ -331,6 +357,7 @@ class Channel:
             if turn != seen:
                 seen, in_vain = turn, 0
             elif turn % 2:
+                self._flush()  # what is held back must not wait for the user code
                 self._read_for_another()
             elif in_vain < _WATCH_TIMES:
                 in_vain += 1
