@@ -50,6 +50,7 @@ class Serving:
             "batchSize": self.batch_size,
             "maxBatchDelay": self.batch_delay_ms,
             "responseTimeout": 120,
+            "startupTimeout": 300,
             **(self.extra or {}),
         }
 
