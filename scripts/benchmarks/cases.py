@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.models import Serving, even_texts, mixed_texts
+from benchmarks.models import SAMPLES, Serving, even_texts, mixed_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ CASES = (
         32,
         b"logits",
         6.0,
-        {"optimize": {"dtype": "bfloat16"}},
+        {"optimize": {"dtype": "bfloat16", "samples": SAMPLES}},
     ),
 )
 FAMILIES = tuple(dict.fromkeys(case.family for case in CASES))

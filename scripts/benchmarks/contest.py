@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,9 +25,9 @@ from torchd_clients.bench.usage import UsageMeter
 
 TORCHD, TUNED, TORCHSERVE, BARE = "torchd", "torchd, tuned", "TorchServe", "bare"
 WARM_UP_SHARE = 0.3
-# TorchServe is warm when it has stopped getting faster: Java compiles what it runs for ten seconds and more. One round
+# TorchServe is warm when it has stopped getting faster, not before ten seconds: Java compiles what it runs. One round
 # is enough for the others, and for models.
-WARM_UP_ROUNDS = 12
+JAVA_SECONDS_LEAST, JAVA_SECONDS_MOST = 10.0, 25.0
 GETTING_FASTER = 1.03
 # What takes longer is an error: BERT-base answers 32 clients within some seconds.
 PATIENCE_SECONDS = 30.0
@@ -159,7 +160,8 @@ class _Contest:
 
         with on_cores(self._client_cores):
             if turn == 0:
-                _warm_up(target, load, WARM_UP_ROUNDS if name == TORCHSERVE and not case.is_text else 1)
+                is_java = name == TORCHSERVE and not case.is_text
+                _warm_up(target, load, *((JAVA_SECONDS_LEAST, JAVA_SECONDS_MOST) if is_java else (0.0, 0.0)))
             measured = run_load(target, replace(load, warmup_seconds=seconds * WARM_UP_SHARE), begun)
             usage = meters[0].read() if meters else Usage()
         asked = max(1, measured.answered + measured.failed)
@@ -179,14 +181,15 @@ class _Contest:
         return compare(tuned.addresses["rest"], other.addresses["rest"], path, self._bodies)
 
 
-def _warm_up(target: Target, load: Load, rounds: int) -> None:
-    """Asks until two rounds in a row were no faster than the best before them, or for so many rounds."""
-    best, slower = 0.0, 0
-    for _ in range(rounds):
+def _warm_up(target: Target, load: Load, least_seconds: float, most_seconds: float) -> None:
+    """Asks for that long, and on until two rounds in a row were no faster than the best before them."""
+    best, slower, began = 0.0, 0, time.monotonic()
+    while True:
         throughput = run_load(target, load).throughput
         slower = 0 if throughput > best * GETTING_FASTER else slower + 1
         best = max(best, throughput)
-        if slower == 2:
+        elapsed = time.monotonic() - began
+        if elapsed >= most_seconds or (elapsed >= least_seconds and slower >= 2):
             return
 
 

@@ -19,6 +19,9 @@ from torchd_archiver.packing import PackRequest, pack
 
 SERVED = Path(__file__).with_name("served")
 WEIGHTS = "model.safetensors"
+# What an optimisation is checked on when the model loads: texts of mixed length, one a line.
+SAMPLES = "samples.jsonl"
+SAMPLE_TEXTS = 64
 SIZES: Mapping[str, Mapping[str, int]] = {
     "small": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024},
     "bert": {},  # transformers' default is BERT-base
@@ -47,6 +50,7 @@ class Serving:
             "batchSize": self.batch_size,
             "maxBatchDelay": self.batch_delay_ms,
             "responseTimeout": 120,
+            "startupTimeout": 300,
             **(self.extra or {}),
         }
 
@@ -62,15 +66,16 @@ def make(name: str, folder: Path, serving: Serving | None = None) -> Path:
     config.write_text(yaml.safe_dump((serving or Serving()).config()))
     if name not in SIZES:
         return pack(_request(name, folder, config))
-    sizes, model = source / "text_sizes.json", source / "text_model.py"
+    sizes, model, samples = source / "text_sizes.json", source / "text_model.py", source / SAMPLES
     sizes.write_text(json.dumps(SIZES[name]))
+    samples.write_bytes(b"".join(body + b"\n" for body in mixed_texts(SAMPLE_TEXTS)))
     shutil.copy(SERVED / model.name, model)
     weights = source / WEIGHTS
     if not weights.exists():
         # torch, once here, would be in every measurement's way.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as once:
             once.submit(write_weights, source, weights).result()
-    return pack(_request(name, folder, config, weights, model, (str(sizes),)))
+    return pack(_request(name, folder, config, weights, model, (str(sizes), str(samples))))
 
 
 def source_of(folder: Path, name: str) -> Path:
