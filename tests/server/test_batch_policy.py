@@ -10,7 +10,7 @@ from fakes import ManualClock, ManualTimer, call
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from torchd_server.batching.policy import AHEAD_SECONDS, BatchPolicy
+from torchd_server.batching.policy import AHEAD_BATCHES, AHEAD_SECONDS, BatchPolicy
 from torchd_server.batching.queues import Fifo
 from torchd_server.batching.turns import EachStep, FreeRunning
 from torchd_server.batching.waits import WAITS, NoWait
@@ -30,7 +30,7 @@ class Taker:
         self.running: list[Request] = []
         self.is_idle = False
         # A test that wants batches sent ahead says so: it answers them in their order then.
-        self.takes_ahead = False
+        self.in_hand = 0
 
     @property
     def room(self) -> int:
@@ -91,18 +91,18 @@ def test_a_full_batch_goes_at_once(wait: str) -> None:
 
 
 class Quick(Taker):
-    """A worker whose batches take no time to speak of, and that keeps one ahead."""
+    """A worker whose batches take no time to speak of, so that others may stand behind the one it runs."""
 
     def __init__(self, policy: BatchPolicy) -> None:
         super().__init__(policy)
         self.queue: list[list[Request]] = []
 
     @property
-    def takes_ahead(self) -> bool:  # type: ignore[override]
-        return len(self.queue) == 1
+    def in_hand(self) -> int:  # type: ignore[override]
+        return len(self.queue)
 
-    @takes_ahead.setter
-    def takes_ahead(self, value: bool) -> None: ...
+    @in_hand.setter
+    def in_hand(self, value: int) -> None: ...
 
     def run(self, batch: list[Request], waited_seconds: float) -> None:
         super().run(batch, waited_seconds)
@@ -126,14 +126,26 @@ def quick(bench: Bench, seconds: float) -> Quick:
     return taker
 
 
-def test_a_quick_worker_is_sent_one_full_batch_ahead() -> None:
+def test_a_quick_worker_is_sent_full_batches_ahead() -> None:
     bench = Bench("full")
-    taker = quick(bench, 0.001)
+    seconds = 0.9 * AHEAD_SECONDS
+    taker = quick(bench, seconds)
     requests = [bench.put() for _ in range(3 * SIZE)]
     assert taker.queue == [requests[:SIZE], requests[SIZE : 2 * SIZE]]
     assert bench.policy.depth == SIZE
-    taker.ends(0.001)
+    taker.ends(seconds)
     assert taker.queue == [requests[SIZE : 2 * SIZE], requests[2 * SIZE :]]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ahead"), [(0.45 * AHEAD_SECONDS, 2), (0.19 * AHEAD_SECONDS, 5), (1e-6, AHEAD_BATCHES)]
+)
+def test_what_stands_behind_a_batch_takes_no_longer_than_the_bound(seconds: float, ahead: int) -> None:
+    bench = Bench("full")
+    taker = quick(bench, seconds)
+    for _ in range((AHEAD_BATCHES + 4) * SIZE):
+        bench.put()
+    assert len(taker.queue) == 1 + ahead
 
 
 def test_what_waiting_could_still_fill_is_not_sent_ahead() -> None:
@@ -402,7 +414,7 @@ class Stepper:
         self.taken: list[Request] = []
         self.running: list[Request] = []
 
-    takes_ahead = False
+    in_hand = 0
 
     @property
     def room(self) -> int:

@@ -105,7 +105,7 @@ class Simulation:
 class SimulatedWorker:
     """Takes as long as the longest input and the number of them say."""
 
-    takes_ahead = False
+    in_hand = 0
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation

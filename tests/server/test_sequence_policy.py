@@ -33,7 +33,7 @@ class Taker:
         self.batches: list[list[Request]] = []
         self.begun: set[Request] = set()
 
-    takes_ahead = False
+    in_hand = 0
 
     @property
     def room(self) -> int:
