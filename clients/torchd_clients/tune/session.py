@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,7 @@ def _asked(request: Request, slo: Slo, inputs: tuple[Input, ...]) -> dict[str, A
         "slo": str(slo),
         "space": list(request.space),
         "allow": list(request.allowed),
+        "machine": f"{len(os.sched_getaffinity(0))} cores, {processor(_cpuinfo())}",
     }
 
 
