@@ -113,7 +113,9 @@ def test_failures_are_told_by_code_and_message_and_remembered_alike() -> None:
     failed = block(grpc_status="3", grpc_message="no%20such thing")
     for _ in range(2):
         number = client.start(b"", 0.0)
-        assert [one.reason for one in client.feed(answer(number, trailers=failed))] == ["INVALID_ARGUMENT: no such thing"]
+        assert [one.reason for one in client.feed(answer(number, trailers=failed))] == [
+            "INVALID_ARGUMENT: no such thing"
+        ]
 
 
 def test_trailers_alone_and_trailers_in_two_frames_are_read() -> None:
