@@ -258,7 +258,7 @@ def test_errors_of_the_server_are_counted_by_code_and_reason() -> None:
             turn[0] += 1
             number = turn[0]
         if number % 3 == 1:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not like this: ü")
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not like this: ü\nat line 3")
         if number % 3 == 2:
             detail = AnyMessage()
             detail.Pack(ErrorInfo(reason="QUEUE_FULL", domain="torchd", metadata={"limit": "x" * 200}))
