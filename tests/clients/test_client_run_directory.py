@@ -39,7 +39,7 @@ def pid_of_nobody() -> int:
 
 def test_the_only_daemon_is_found(tmp_path: Path) -> None:
     announce(tmp_path, 7171, os.getpid())
-    assert found(tmp_path) == Daemon(os.getpid(), "127.0.0.1:7170", "127.0.0.1:7171")
+    assert found(tmp_path) == Daemon(os.getpid(), "127.0.0.1:7170", "127.0.0.1:7171", metrics="127.0.0.1:8082")
 
 
 def test_without_a_runtime_directory_the_temporary_one_is_searched(
@@ -48,7 +48,7 @@ def test_without_a_runtime_directory_the_temporary_one_is_searched(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     announce(tmp_path, 7171, os.getpid())
     (tmp_path / "torchd").rename(tmp_path / f"torchd-{os.getuid()}")
-    assert find_daemon({}) == Daemon(os.getpid(), "127.0.0.1:7170", "127.0.0.1:7171")
+    assert find_daemon({}) == Daemon(os.getpid(), "127.0.0.1:7170", "127.0.0.1:7171", metrics="127.0.0.1:8082")
 
 
 def test_among_two_daemons_none_is_chosen(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_among_two_daemons_none_is_chosen(tmp_path: Path) -> None:
 def test_a_daemon_that_was_killed_does_not_count(tmp_path: Path) -> None:
     announce(tmp_path, 7171, pid_of_nobody())
     announce(tmp_path, 7271, os.getpid())
-    assert found(tmp_path) == Daemon(os.getpid(), "127.0.0.1:7270", "127.0.0.1:7271")
+    assert found(tmp_path) == Daemon(os.getpid(), "127.0.0.1:7270", "127.0.0.1:7271", metrics="127.0.0.1:8082")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"pid": "x"}', '{"pid": 1e999}', "null"])

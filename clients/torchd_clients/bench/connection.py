@@ -43,8 +43,8 @@ class Asker(Protocol):
     def opened(self, connection: Connection) -> None:
         """The connection can be asked, `room` calls at once."""
 
-    def closed(self, connection: Connection, trouble: str) -> None:
-        """It is gone; `trouble` is why it could not be opened, empty where it had been open."""
+    def closed(self, connection: Connection, reason: str, was_open: bool) -> None:
+        """It is gone, or could not be opened."""
 
 
 class Connection(ABC):
@@ -166,7 +166,7 @@ class Connection(ABC):
         self._socket.close()
         self._socket = None
         self._unsent = memoryview(b"")
-        self._asker.closed(self, "" if was_open else reason)
+        self._asker.closed(self, reason, was_open)
         self._lose(reason)
         self.file = -1
 

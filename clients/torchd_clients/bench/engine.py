@@ -190,16 +190,16 @@ class Engine:
         """It can be asked."""
         self._idle.extend(repeat(connection, connection.room))
 
-    def closed(self, connection: Connection, trouble: str) -> None:
+    def closed(self, connection: Connection, reason: str, was_open: bool) -> None:
         """It is gone: opened again at once if it had been open, else in a moment."""
         now = self._clock()
+        self._trouble = reason
         self._by_file.pop(connection.file, None)
         self._idle = [other for other in self._idle if other is not connection]
-        self._closed.append((now + _REOPEN_AFTER if trouble else now, connection))
-        if trouble:
-            self._trouble = trouble
+        self._closed.append((now if was_open else now + _REOPEN_AFTER, connection))
+        if not was_open:
             for _ in range(connection.room):
-                self._schedule.refused(now, trouble)
+                self._schedule.refused(now, reason)
 
 
 def _cpu_seconds() -> float:

@@ -157,6 +157,8 @@ class Http2Client:
             start = position + 9
             stop = start + length
             if stop > end:
+                if length > _OUR_MAX_FRAME:
+                    raise ProtocolError(f"a frame of {length} bytes: the server does not speak HTTP/2 as we do")
                 if kind != DATA or flags & PADDED:
                     break
                 # What is here of it is taken: a message of 1 MiB is not copied once for each read.
@@ -353,7 +355,8 @@ def _reason(head: bytes, trailers: bytes) -> str:
     number = int(status) if status.isdigit() else 2
     code = _CODES[number] if number < len(_CODES) else f"code {number}"
     message = _error_info(fields) or unquote(fields.get(b"grpc-message", b"").decode(errors="replace"))
-    return f"{code}: {message}" if message else code
+    # Its first line: where a server sends its traceback along, a reason is still a line.
+    return f"{code}: {message.partition(chr(10))[0]}" if message else code
 
 
 def _error_info(fields: Mapping[bytes, bytes]) -> str:

@@ -120,9 +120,9 @@ class Schedule:
         self._again.append(started)
 
     def refused(self, now: float, reason: str) -> None:
-        """A call of the closed loop could not even be asked."""
-        if self._begin <= now < self._end and not self._is_open_loop:
-            self._count(now, now, reason)
+        """A client of the closed loop could not even ask, if there was something to be asked."""
+        if not self._is_open_loop and (started := self.take(now)) is not None:
+            self.failed(started, now, reason)
 
     def give_up(self, before: float, now: float, reason: str) -> None:
         """Counts the calls that fell due before that time and that nobody was free to ask."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import inf
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -14,15 +15,18 @@ from torchd_clients.bench.run import is_client_bound
 from torchd_clients.tables import printable
 
 _PERCENTILES = (50, 90, 99, 99.9)
+_UNITS = "latencies and queue in ms; batch: mean size; CPU (cores), MiB: the server's processes"
 
 
 def results(points: Iterable[Point]) -> RenderableType:
     """A row for each point, then what went wrong, and what the daemon itself says of batches and queues."""
     points = list(points)
-    table = Table("protocol", "asked", title=_title(points), title_justify="left")
-    for column in ("answers", "errors", "per second", "all runs", *(f"p{one:g} ms" for one in _PERCENTILES)):
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("queue ms", "batch", "server CPU", "server MiB"):
+    table = Table("", title=_title(points), title_justify="left", box=SIMPLE_HEAD, caption=_UNITS, pad_edge=False)
+    table.caption_justify = "left"
+    table.collapse_padding = True
+    table.add_column("asked", no_wrap=True)
+    latencies = [f"p{one:g}" for one in _PERCENTILES]
+    for column in ("answers", "errors", "per s", "all runs", *latencies, "queue", "batch", "CPU", "MiB"):
         table.add_column(column, justify="right")
     for point in points:
         table.add_row(*_row(point))

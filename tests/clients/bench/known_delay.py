@@ -39,8 +39,10 @@ class Slots:
 class KnownDelay:
     """Both servers on free ports, in a thread; a context manager."""
 
-    def __init__(self, wait: Wait) -> None:
+    def __init__(self, wait: Wait, keeps: bool = True) -> None:
+        """`keeps` false closes each REST connection after its answer, as it says in the answer."""
         self._wait = wait
+        self._keeps = keeps
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="known delay")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -94,7 +96,10 @@ class KnownDelay:
                 await reader.readexactly(int(length.partition(b":")[2]))
                 self.asked += 1
                 await self._wait()
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                close = b"" if self._keeps else b"connection: close\r\n"
+                writer.write(b"HTTP/1.1 200 OK\r\n" + close + b"content-length: 2\r\n\r\nok")
+                if not self._keeps:
+                    return
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:

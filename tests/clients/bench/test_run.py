@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 
 import pytest
+from clients.bench.known_delay import KnownDelay, Slots
 
 from torchd_clients.bench.errors import BenchError, NoServer
 from torchd_clients.bench.job import Outcome
@@ -70,3 +71,10 @@ def test_a_server_that_is_not_there_is_named() -> None:
 def test_a_load_that_cannot_be_asked_is_refused(target: Target, load: Load, said: str) -> None:
     with pytest.raises(BenchError, match=said):
         run_load(target, load)
+
+
+def test_a_server_that_speaks_no_http2_is_told_from_one_that_is_not_there() -> None:
+    with KnownDelay(Slots(0.0, count=1)) as server:
+        target = Target("grpc", server.address("rest"), "m", (Input(b"x"),))
+        with pytest.raises(NoServer, match=r"no server at 127\.0\.0\.1:\d+: connection lost"):
+            run_load(target, Load(seconds=1.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 
 import pytest
@@ -126,7 +127,7 @@ def test_the_gaps_of_an_open_loop_are_those_of_poisson_arrivals() -> None:
     due = []
     while (taken := schedule.take(30.0)) is not None:
         due.append(taken)
-    gaps = [after - before for before, after in zip(due, due[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(due)]
     mean = sum(gaps) / len(gaps)
     assert mean == pytest.approx(0.001, rel=0.05)
     # Of exponential gaps the deviation is the mean, and 1/e are longer than it.
@@ -161,3 +162,18 @@ def test_a_call_given_back_unseen_is_asked_again_and_its_time_goes_on() -> None:
     schedule.ended(asked, 6.0, "")
     assert list(schedule.latencies) == [6000.0]
     assert schedule.is_over(6.0)
+
+
+def test_a_client_that_cannot_ask_is_an_error_only_while_there_is_something_to_ask() -> None:
+    schedule = started(Load(clients=2, requests=2))
+    asked = ask(schedule, 0.0)
+    schedule.refused(0.5, "no server")
+    schedule.refused(0.6, "no server")  # the other one is still on its way
+    schedule.ended(asked, 1.0, "")
+    schedule.refused(2.0, "no server")
+    assert schedule.errors == {"no server": 1}
+    assert len(schedule.latencies) == 1
+    timed = started(Load(clients=1, seconds=1.0))
+    timed.refused(0.5, "no server")
+    timed.refused(1.5, "no server")
+    assert timed.errors == {"no server": 1}
