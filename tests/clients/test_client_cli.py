@@ -24,6 +24,7 @@ from torchd_protos.management_pb2 import (
     ListDevicesResponse,
     ModelDescription,
     ModelState,
+    OutputDifference,
     WorkerDescription,
     WorkerState,
 )
@@ -134,6 +135,26 @@ def test_models_shows_a_row_for_each_version(run: Run, server: FakeServer, descr
         ["bert", "2.0", "", "idle", "0/0", "0", "0/0"],
     ]
     assert rows[0][7].startswith("LoadFailed: no [bold]weights")
+
+
+def test_describe_tells_what_optimize_did(run: Run, server: FakeServer, described: ModelDescription) -> None:
+    found = OutputDifference(
+        inputs=20, max_difference=0.01, standard_deviation=0.5, ratio=0.02, equal_top1=0.95, top1_judged=False
+    )
+    described.optimization.options.add(name="dtype", asked="bf16", applied=True, detail="layers", difference=found)
+    described.optimization.options.add(name="channels_last", asked="true", applied=False, detail="no images\x1b[2J")
+    described.optimization.warnings.append("bfloat16 is slow here")
+    described.optimization.unchecked = "no samples"
+    server.models = {"bert": [described]}
+    shown = run("describe", "bert").stdout
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
+    assert ["dtype", "bf16", "yes", "layers", "0.01 / 0.5 = 0.02", "95.0% (of 20: not judged)"] in rows
+    assert ["channels_last", "true", "no", "no images\N{REPLACEMENT CHARACTER}[2J", "", ""] in rows
+    assert "warning: bfloat16 is slow here\nanswers not checked: no samples\n" in shown
+    del described.optimization.warnings[:]
+    described.ClearField("optimization")
+    server.models = {"bert": [described]}
+    assert "not checked" not in run("describe", "bert").stdout
 
 
 def test_models_as_json_has_every_field(run: Run, server: FakeServer, described: ModelDescription) -> None:

@@ -13,6 +13,9 @@ from torchd_server.torchserve.words import UNREADABLE
 def message(optimization_json: str) -> pb.OptimizationDescription:
     """The typed form. The worker's document has the message's own names; what a later one adds is left out."""
     try:
-        return ParseDict(loads(optimization_json), pb.OptimizationDescription(), ignore_unknown_fields=True)
+        told = loads(optimization_json)
+        if not isinstance(told, dict):
+            raise ValueError("a report is an object")
+        return ParseDict(told, pb.OptimizationDescription(), ignore_unknown_fields=True)
     except (ParseError, ValueError, RecursionError):  # a worker runs user code, which may have said it
         return pb.OptimizationDescription(unchecked=UNREADABLE)

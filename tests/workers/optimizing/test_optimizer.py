@@ -167,6 +167,18 @@ def test_an_asynchronous_handler_is_said_to_be_unchecked(trained: Any, bodies: A
     assert [option.applied for option in report.options] == [True, False]
 
 
+def test_a_handler_may_know_only_bodies_that_the_server_has_read(
+    trained: Any, bodies: Any, optimize: Optimizing
+) -> None:
+    class ReadsNoBytes(OfTheWild):
+        def handle(self, data: Any, context: Any) -> Any:
+            return self.model(torch.tensor([row["body"]["row"] for row in data])).tolist()
+
+    report = optimize(ReadsNoBytes(trained), {"dtype": "bf16"}, [{"row": body} for body in bodies])
+    assert report.options[0].difference is not None
+    assert report.options[0].difference.inputs == 100
+
+
 def test_a_sample_that_the_handler_refuses_is_named(trained: Any, optimize: Optimizing) -> None:
     with pytest.raises(SamplesUnusable, match=r"the handler fails on sample 1 of samples\.json: RuntimeError: mat1"):
         optimize(serving(trained), {"dtype": "bf16"}, [[1.0, 2.0]])

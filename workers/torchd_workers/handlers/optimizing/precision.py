@@ -102,7 +102,7 @@ def _layers(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 def _set_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> None:
     # Hooks would do as well, and make every call of every layer slower.
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 def _narrow_door(forward: Callable[..., Any], dtype: torch.dtype, is_deep: bool = False) -> Callable[..., Any]:

@@ -55,7 +55,7 @@ def _channels_last(model: torch.nn.Module, wish: Optimize, device: torch.device,
     def channels_last(*args: Any, **kwargs: Any) -> Any:
         return forward(*map(_as_images, args), **{name: _as_images(value) for name, value in kwargs.items()})
 
-    model.forward = channels_last  # type: ignore[method-assign]
+    model.forward = channels_last
     return f"{count} weights and the inputs"
 
 

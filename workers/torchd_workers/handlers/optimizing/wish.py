@@ -124,7 +124,12 @@ def _compile(place: str, value: Any) -> Compile | None:
         names = ", ".join(each.name for each in fields(Compile))
         raise ValueError(f"{place} is {value!r}; it may be true, false or a mapping of {names}")
     _refuse_unknown(place, value, [each.name for each in fields(Compile)])
-    readers = {"mode": _one_of(MODES), "dynamic": _flag, "backend": _backend, "fullgraph": _flag}
+    readers: dict[str, Callable[[str, Any], Any]] = {
+        "mode": _one_of(MODES),
+        "dynamic": _flag,
+        "backend": _backend,
+        "fullgraph": _flag,
+    }
     given = {name: readers[name](f"{place}.{name}", each) for name, each in value.items() if each is not None}
     return Compile(**given)
 
