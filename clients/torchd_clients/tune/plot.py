@@ -15,6 +15,7 @@ def draw(trials: Sequence[Trial], result: Result, slo: Slo, title: str, path: Pa
     # Imported here: it takes a second, and a search draws once.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -41,6 +42,8 @@ def draw(trials: Sequence[Trial], result: Result, slo: Slo, title: str, path: Pa
                 fontsize=8,
             )
     axes.set(xscale="log", xlabel=f"{slo.name}, ms", ylabel="answers a second", title=title)
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -32,7 +32,7 @@ def shown(console: Console, state: State, slo: Slo, budget: float) -> Iterator[T
                 progress.update(task, description=printable(said), completed=min(spent, budget))
                 return
             best = max(best, _score(trial, slo))
-            console.print(printable(f"{what}: {_result(trial, slo)}"), markup=False, highlight=False)
+            console.print(printable(f"{what}: {_result(trial, slo)}"), markup=False, highlight=False, soft_wrap=True)
 
         yield told
 

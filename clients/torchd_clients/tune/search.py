@@ -14,6 +14,8 @@ from torchd_clients.tune.space import Setting, Space
 from torchd_clients.tune.state import State
 from torchd_clients.tune.trial import Examiner
 
+# What torch.compile may add to a load, in seconds.
+_COMPILING = 60.0
 # A run takes so much longer than what counts of it.
 _WITH_WARMUP = 1.3
 CONFIRMING = 99
@@ -56,7 +58,7 @@ class Search:
         halving = Halving(self._space.seeds(), self._space.neighbours, self._rules)
         while tasks := halving.tasks():
             for task in sorted(tasks, key=_as_cheap_to_load):
-                if not self._is_time_left(task.rung):
+                if not self._is_time_left(task):
                     self.ended_by = f"its {self._plan.budget:.0f} s were over"
                     return self._confirm(examiner, told)
                 halving.tell(task, self._try(examiner, task, told))
@@ -141,12 +143,13 @@ class Search:
     def _seconds(self, rung: int) -> float:
         return self._state.shortest_seconds * float(2**rung)
 
-    def _is_time_left(self, rung: int) -> bool:
-        """Whether there is, for a trial on this rung and for measuring the default and the best once more."""
+    def _is_time_left(self, task: Task[Setting]) -> bool:
+        """Whether there is, for this trial and for measuring the default and the best once more."""
         if not self._state.trials:
             return True
         confirming = 2 * (self._state.load_seconds + _WITH_WARMUP * _LONGER * self._seconds(self._rules.rungs - 1))
-        needed = self._state.load_seconds + _WITH_WARMUP * self._seconds(rung) + confirming
+        loading = self._state.load_seconds + (_COMPILING if task.setting.compile else 0.0)
+        needed = loading + _WITH_WARMUP * self._seconds(task.rung) + confirming
         return self._state.spent_seconds + needed <= self._plan.budget
 
 

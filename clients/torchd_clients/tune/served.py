@@ -97,11 +97,14 @@ class Served:
         def one(body: bytes) -> bytes:
             return self._client.predict(self._target.model, body, timeout=self._request_seconds)
 
+        threads = ThreadPoolExecutor(max(1, min(at_once, len(bodies))))
         try:
-            with ThreadPoolExecutor(max(1, min(at_once, len(bodies)))) as threads:
-                return list(threads.map(one, bodies))
+            return list(threads.map(one, bodies))
         except TorchdError as error:
             raise RequestsFailed(_short(error.message)) from error
+        finally:
+            # Not waited for: after Ctrl-C what is still asked ends with the client.
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def measure(self, clients: int, seconds: float, slo: Slo) -> Run:
         """A closed loop of so many clients for so long; raises RequestsFailed."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -32,6 +34,7 @@ from torchd_clients.tune.trial import Examiner
 from torchd_clients.tune.variants import Variants
 
 PICTURE = "tune.png"
+_WIDTH_OF_A_PIPE = 240
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -70,7 +73,10 @@ def run(request: Request, *, as_json: bool = False) -> None:
         print(json.dumps(document, indent=2))
         return
     out, payload = console(), payload_of([len(one.body) for one in inputs])
-    out.print(trials_table([*known.trials, *known.confirmed], result, space, slo, payload))
+    table = trials_table([*known.trials, *known.confirmed], result, space, slo, payload)
+    # Wider than other commands' tables: twelve columns, and a reason in the last.
+    wide = out if sys.stdout.isatty() else Console(width=_WIDTH_OF_A_PIPE, markup=False, highlight=False, emoji=False)
+    wide.print(table)
     out.print(f"{space.machine.cores} cores, {processor(_cpuinfo())}", soft_wrap=True)
     if not known.is_comparable:
         out.print(
@@ -125,6 +131,7 @@ def _asked(request: Request, slo: Slo, inputs: tuple[Input, ...]) -> dict[str, A
         "slo": str(slo),
         "space": list(request.space),
         "allow": list(request.allowed),
+        "machine": f"{len(os.sched_getaffinity(0))} cores, {processor(_cpuinfo())}",
     }
 
 

@@ -158,6 +158,7 @@ def space_of(default: Setting, machine: Machine, given: Sequence[str] = (), allo
     if machine.gpus and device == "gpu":
         values["device"] = (default.device, "cpu")
         values["workers"] = sorted({*_powers(min(machine.cores, 4 * machine.gpus)), machine.gpus})
+        values["threads"] = (0,)  # they wait for the GPU
     values |= _read_all(given)
     values["quantize"] = (*values["quantize"], *(_named("quantize", one) for one in allowed))
     # What the archive has by itself is always there to come back to.

@@ -17,7 +17,9 @@ from torchd_protos.management_pb2 import ModelDescription
 # Enough for a batch to run and one to wait in front of each worker.
 _BATCHES_AT_ONCE = 2
 # Loads of one trial, each with fewer clients where the one before was over the bound.
-_LOADS = 3
+_LOADS = 4
+# What it aims at then: just below the bound.
+_AIM = 0.95
 # What a worker ends with that finds, when it loads, that its optimised model answers otherwise.
 _CHECK_FAILED = "AnswersChange"
 MEBIBYTE = 2**20
@@ -97,7 +99,7 @@ class Examiner:
             if run.bounded_ms <= self._slo.bound_ms or clients == 1:
                 break
             # In a closed loop the time of an answer grows with the clients that wait for one.
-            clients = max(1, min(clients - 1, int(clients * self._slo.bound_ms / run.bounded_ms)))
+            clients = max(1, min(clients - 1, int(clients * _AIM * self._slo.bound_ms / run.bounded_ms)))
         return tuple(runs)
 
 

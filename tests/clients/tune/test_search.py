@@ -147,7 +147,7 @@ def test_fewer_clients_are_tried_where_the_bound_is_broken(tmp_path: Path) -> No
     trial = Examiner(server := ModelledServer(ManualClock()), Slo(99, 100), ()).examine(
         Setting(workers=2, batch_size=16), 0, 1.0
     )
-    assert len(trial.runs) == 3
+    assert 1 < len(trial.runs) <= 4
     assert [clients for _, clients, _ in server.measured] == sorted((run.clients for run in trial.runs), reverse=True)
     assert trial.is_within(Slo(99, 100))
 
