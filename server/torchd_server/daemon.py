@@ -46,7 +46,7 @@ from torchd_server.registry import ModelRegistry
 from torchd_server.run_directory import RunDirectory
 from torchd_server.settings import ModelSettings, ServerSettings, TorchServeMetrics
 from torchd_server.store import ModelStore
-from torchd_server.surfaces import inference_grpc, open_inference_grpc
+from torchd_server.surfaces import grpc_threads, inference_grpc, open_inference_grpc
 from torchd_server.surfaces.access import AccessLayer
 from torchd_server.surfaces.auth import Access, metrics_access
 from torchd_server.surfaces.edge import Edge
@@ -304,6 +304,7 @@ class Daemon:
         for name, server in (("grpc_inference", self._grpc_inference), ("grpc_management", self._grpc_management)):
             bound[name] = self._edge.bind_grpc(server, name)
             await server.start()
+        grpc_threads.yield_to_the_loop()
         for names, rest in self._rest.items():
             bound |= dict.fromkeys(names, await self._edge.bind_rest(rest, names[0]))
         self._edge.open()

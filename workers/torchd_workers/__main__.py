@@ -33,6 +33,7 @@ def main() -> int:
     options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
     _pin(_numbers(options.get("--cores", "")))
     _die_with(int(options["--parent"]))
+    _work_behind_the_daemon()
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -95,6 +96,16 @@ def _pin(cores: list[int]) -> None:
         names = ", ".join(map(str, missing))
         allowed = ", ".join(map(str, sorted(had)))
         sys.exit(f"torchd worker {os.getpid()} leaves: it may not run on the cores {names}; it had {allowed}")
+
+
+def _work_behind_the_daemon() -> None:
+    """Waking this process does not interrupt the daemon: it finds more to do when its turn comes, in fewer switches.
+
+    See SCHED_BATCH in sched(7). The share of the processor stays the same.
+    """
+    if hasattr(os, "SCHED_BATCH"):
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _die_with(parent: int) -> None:

@@ -14,7 +14,7 @@ from torchd_protos.frames import Call, Header
 from torchd_server.batching.base import Taker
 from torchd_server.batching.queues import Queue
 from torchd_server.batching.turns import Turn, WholeBatch
-from torchd_server.batching.waits import BatchWait
+from torchd_server.batching.waits import BatchWait, Company
 from torchd_server.clock import Clock, Timer
 from torchd_server.request import Request
 
@@ -22,6 +22,11 @@ from torchd_server.request import Request
 # their time, and one that stands behind others loses no more than this should a second worker have room sooner.
 AHEAD_SECONDS = 0.005
 AHEAD_BATCHES = 16
+# Batches of one that take no longer go to an idle worker in company, if company can be expected: each way between
+# daemon and worker, with all that it wakes, costs more than the work itself, and many go it at the price of one.
+COMPANY_BELOW_SECONDS = 0.001
+# The event loop's timers count in milliseconds; for less it would go round and round.
+LEAST_TIMER_SECONDS = 0.001
 COST_WEIGHT = 0.1
 
 
@@ -48,6 +53,7 @@ class BatchPolicy:
         self._busy: deque[Taker] = deque()
         # What a batch lately took; nothing is sent ahead before it is known.
         self._cost = math.inf
+        self._company = Company()
         self._running = 0
         self._collecting_since: float | None = None
         self._timer: Timer | None = None
@@ -98,7 +104,9 @@ class BatchPolicy:
         """Queues a request; ask for `room` first."""
         request.queued(self)
         self._queue.put(request)
-        self._wait.arrived(self._clock.time(), len(self._queue) + self._running)
+        now, in_system = self._clock.time(), len(self._queue) + self._running
+        self._wait.arrived(now, in_system)
+        self._company.arrived(now, in_system)
         self._dispatch()
 
     def put_back(self, requests: Iterable[Request]) -> None:
@@ -170,20 +178,29 @@ class BatchPolicy:
             if self._collecting_since is None:
                 self._collecting_since = now
                 self._wait.opened(now)
-            if queued < self._size:
-                goes_at = self._wait.until(self._queue.oldest().received_at, queued, self._running)
-                if goes_at > now:
-                    self._look_again(goes_at)
-                    return
+                self._company.opened(now)
+            goes_at = self._goes_at(queued)
+            if goes_at > now:
+                self._look_again(goes_at)
+                return
             self._send(self._idle.popleft(), now - self._collecting_since)
-        self._collecting_since = None
+            self._collecting_since = None
         while self._busy and len(self._queue) >= self._size:
             taker = self._busy.popleft()
             if 0 < taker.in_hand <= self._most_ahead:  # else it has become idle since, or has enough
                 self._send(taker, 0.0)
 
+    def _goes_at(self, queued: int) -> float:
+        """When the next batch goes to an idle worker."""
+        if queued < self._size:
+            return self._wait.until(self._queue.oldest().received_at, queued, self._running)
+        if self._size == 1 and queued <= AHEAD_BATCHES and self._cost < COMPANY_BELOW_SECONDS and self.sends_ahead:
+            return self._company.until(queued + self._running)
+        return -math.inf
+
     def _look_again(self, when: float) -> None:
         """Nearly every request that comes puts it off: a timer that rings too early costs less than a new one each."""
+        when = max(when, self._clock.time() + LEAST_TIMER_SECONDS)
         if self._timer is not None:
             if self._rings_at <= when:
                 return

@@ -16,6 +16,7 @@ company can be expected, and three observations say whether it can:
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -24,6 +25,9 @@ LINGER_SHARE = 0.25
 LINGER_LEAST_SECONDS = 0.001
 COST_WEIGHT = 0.2
 REMEMBERED_BATCHES = 8
+# How long a batch of one waits for company at most, and how fast requests must come for that to pay.
+COMPANY_SECONDS = 0.001
+COMPANY_GAP_SECONDS = 0.0006
 
 
 class BatchWait(Protocol):
@@ -105,6 +109,47 @@ class AdaptiveWait:
             return oldest
         linger = max(LINGER_LEAST_SECONDS, LINGER_SHARE * self._cost)
         return min(max(oldest, self._opened) + self._delay, max(self._last_arrival, self._opened) + linger)
+
+
+class Company:
+    """For batches of one whose work is less than the way there and back: those who are about to come go together.
+
+    As `AdaptiveWait`, in small: while requests come thick and fast, as many as were in the system at once lately are
+    worth waiting for, a millisecond at most. How many clients there are shows only if others than those known may
+    join, so one group in eight waits for whoever else comes. A lone client never waits.
+    """
+
+    def __init__(self) -> None:
+        self._last_arrival = 0.0
+        self._opened = 0.0
+        self._peaks = deque([0], maxlen=REMEMBERED_BATCHES)
+        self._groups = 0
+        # The time between two arrivals, lately.
+        self._gap = math.inf
+
+    def opened(self, now: float) -> None:
+        """A worker is idle and the first request is here."""
+        self._opened = now
+
+    def arrived(self, now: float, in_system: int) -> None:
+        """A request was queued; `in_system` wait or run now, it included."""
+        gap = now - self._last_arrival
+        self._gap = gap if self._gap == math.inf else self._gap + COST_WEIGHT * (gap - self._gap)
+        self._last_arrival = now
+        if in_system > self._peaks[-1]:
+            self._peaks[-1] = in_system
+
+    def left(self, in_system: int) -> None:
+        """A group went to a worker."""
+        self._peaks.append(in_system)
+        self._groups += 1
+
+    def until(self, in_system: int) -> float:
+        """The time at which those who wait go; in the past: at once."""
+        known = max(self._peaks)
+        if known <= 1 or self._gap > COMPANY_GAP_SECONDS or (in_system >= known and self._groups % REMEMBERED_BATCHES):
+            return -math.inf
+        return self._opened + COMPANY_SECONDS
 
 
 class NoWait:
