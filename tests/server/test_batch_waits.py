@@ -16,7 +16,14 @@ from fakes import ManualClock, call
 
 from torchd_server.batching.policy import BatchPolicy
 from torchd_server.batching.queues import Fifo
-from torchd_server.batching.waits import LINGER_LEAST_SECONDS, WAITS
+from torchd_server.batching.waits import (
+    COMPANY_GAP_SECONDS,
+    COMPANY_SECONDS,
+    LINGER_LEAST_SECONDS,
+    REMEMBERED_BATCHES,
+    WAITS,
+    Company,
+)
 from torchd_server.request import Request
 
 WARM_UP = 0.25  # share of a run that is not counted
@@ -171,3 +178,59 @@ def test_adaptive_lingers_at_least_a_millisecond_for_known_company() -> None:
     assert rule.until(10.0, 1, 0) == pytest.approx(10.0 + LINGER_LEAST_SECONDS)
     assert rule.until(10.0, 2, 0) <= 10.0
     assert rule.until(10.0, 1, 1) <= 10.0
+
+
+def test_one_batch_in_eight_waits_for_clients_that_are_not_known_yet() -> None:
+    """Batches that leave as soon as everybody known is here would keep the others unknown for ever."""
+    rule = WAITS["adaptive"](0.1)
+    probed = 0
+    for number in range(4 * REMEMBERED_BATCHES):
+        now = 10.0 + number
+        rule.arrived(now, 1)
+        rule.arrived(now, 2)
+        rule.opened(now)
+        waits = rule.until(now, 2, 0) - now
+        assert waits <= LINGER_LEAST_SECONDS + 1e-9
+        probed += waits > 0
+        rule.left(2)
+    assert probed == 4
+
+
+def test_a_lone_client_never_waits_for_others() -> None:
+    rule, company = WAITS["adaptive"](0.1), Company()
+    for number in range(3 * REMEMBERED_BATCHES):
+        now = 10.0 + number / 10_000
+        rule.arrived(now, 1)
+        rule.opened(now)
+        company.arrived(now, 1)
+        company.opened(now)
+        assert rule.until(now, 1, 0) <= now
+        assert company.until(1) <= now
+        rule.left(1)
+        company.left(1)
+
+
+def company_of(clients: int, gap_seconds: float) -> tuple[Company, float]:
+    """Requests that have come so fast for a while, the last of them just now, so many in the system at once."""
+    company = Company()
+    now = 10.0
+    for _ in range(10):
+        for place in range(clients):
+            now += gap_seconds
+            company.arrived(now, place + 1)
+        company.opened(now)
+        company.left(clients)
+    return company, now
+
+
+def test_quick_batches_of_one_wait_a_moment_for_the_clients_that_are_known() -> None:
+    company, now = company_of(4, 0.0002)
+    company.opened(now)
+    assert company.until(3) == pytest.approx(now + COMPANY_SECONDS)
+    assert company.until(4) <= now
+
+
+def test_requests_that_come_seldom_are_not_held_up() -> None:
+    company, now = company_of(4, 2 * COMPANY_GAP_SECONDS)
+    company.opened(now)
+    assert company.until(1) <= now

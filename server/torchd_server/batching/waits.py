@@ -7,6 +7,8 @@ company can be expected, and three observations say whether it can:
 
 - as many as were in the system at once lately (waiting or running, the most of the last few batches) are here: nobody
   else is known, so nothing is worth waiting for. With one client this is always so, and a lone request never waits.
+  One batch in eight of several clients waits all the same: others may be held up on their way here by how soon the
+  batches before it left, and nobody would ever know of them.
 - nobody has come for `linger` seconds, a quarter of what a batch lately cost (1 ms at least): who was expected has gone
   or thinks. Waiting then costs at most that quarter, and never more than the whole delay.
 - the whole delay is over, counted from when a worker could have taken the oldest request: an upper bound, not a price.
@@ -28,6 +30,8 @@ REMEMBERED_BATCHES = 8
 # How long a batch of one waits for company at most, and how fast requests must come for that to pay.
 COMPANY_SECONDS = 0.001
 COMPANY_GAP_SECONDS = 0.0006
+# A pause counts for no more than this: a dozen quick arrivals make up for it.
+LONGEST_GAP_SECONDS = 0.006
 
 
 class BatchWait(Protocol):
@@ -84,6 +88,7 @@ class AdaptiveWait:
         # The most in the system at once, one entry for each of the last batches and one for now: with several workers
         # the clients of one batch are still on their way back when the next batch leaves.
         self._peaks = deque([0], maxlen=REMEMBERED_BATCHES)
+        self._batches = 1
         self._cost = 0.0
 
     def opened(self, now: float) -> None:
@@ -98,6 +103,7 @@ class AdaptiveWait:
     def left(self, in_system: int) -> None:
         """From here the most in the system at once is counted anew; the oldest count is forgotten."""
         self._peaks.append(in_system)
+        self._batches += 1
 
     def ran(self, seconds: float) -> None:
         """Follows the cost of a batch."""
@@ -105,7 +111,8 @@ class AdaptiveWait:
 
     def until(self, oldest: float, queued: int, running: int) -> float:
         """At once if everybody known is here, else when lingering stops paying or the delay is over."""
-        if queued + running >= max(self._peaks):
+        known = max(self._peaks)
+        if queued + running >= known and (known <= 1 or self._batches % REMEMBERED_BATCHES):
             return oldest
         linger = max(LINGER_LEAST_SECONDS, LINGER_SHARE * self._cost)
         return min(max(oldest, self._opened) + self._delay, max(self._last_arrival, self._opened) + linger)
@@ -123,9 +130,9 @@ class Company:
         self._last_arrival = 0.0
         self._opened = 0.0
         self._peaks = deque([0], maxlen=REMEMBERED_BATCHES)
-        self._groups = 0
+        self._groups = 1
         # The time between two arrivals, lately.
-        self._gap = math.inf
+        self._gap = LONGEST_GAP_SECONDS
 
     def opened(self, now: float) -> None:
         """A worker is idle and the first request is here."""
@@ -133,8 +140,8 @@ class Company:
 
     def arrived(self, now: float, in_system: int) -> None:
         """A request was queued; `in_system` wait or run now, it included."""
-        gap = now - self._last_arrival
-        self._gap = gap if self._gap == math.inf else self._gap + COST_WEIGHT * (gap - self._gap)
+        gap = min(now - self._last_arrival, LONGEST_GAP_SECONDS)
+        self._gap += COST_WEIGHT * (gap - self._gap)
         self._last_arrival = now
         if in_system > self._peaks[-1]:
             self._peaks[-1] = in_system
