@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from torchd_clients.bench.compare_command import bench_compare
+
 if TYPE_CHECKING:
     from torchd_clients.bench.load import Load
     from torchd_clients.bench.measure import OnRepeat
@@ -53,8 +55,9 @@ _OVER: dict[Protocols, tuple[Protocol, ...]] = {
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Adds it to the command line of `torchd`."""
+    """Adds it, and the one that compares two runs of it, to the command line of `torchd`."""
     app.command()(bench)
+    app.command()(bench_compare)
 
 
 def bench(
@@ -245,7 +248,6 @@ def _measure_model(
 
 
 def _measure_suite(file: Path, load: Load, how: _How, content_type: str | None) -> list[Row]:
-    from torchd_clients.bench.server import Server
     from torchd_clients.bench.suite import Case, read_suite
     from torchd_clients.bench.suite_run import run_suite
 

@@ -1,4 +1,4 @@
-"""Measures the cases of a suite, each setting on a daemon of its own; one that cannot be measured is a row that says why."""
+"""Measures the cases of a suite, each setting on a daemon of its own; one that cannot be is a row that says why."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_suite(cases: Sequence[Case], measure: Measure, said: Said, tell: Callabl
     for number, group in enumerate(groups, 1):
         case = group[0]
         if why := _unusable(case.processor, devices):
-            tell(f"{number} of {len(groups)}: {case}: skipped: {why}")
+            tell(f"{number} of {len(groups)}: {case}: {SKIPPED}{why}")
             rows += [_missing(one, f"{SKIPPED}{why}") for one in group]
             continue
         tell(f"{number} of {len(groups)}: {case}")

@@ -48,8 +48,11 @@ def suite_results(rows: Sequence[Row]) -> RenderableType:
     for row in rows:
         setting = (row.group, row.device, row.workers, row.batch_size, row.batch_delay_ms, row.clients, row.protocol)
         table.add_row(*(printable(str(cell)) for cell in setting), *_suite_figures(row.point))
-    missing = [f"{row.group}, {row.device}, {row.workers} workers, batch {row.batch_size}: {row.why}" for row in rows]
-    notes = [text for row, text in zip(rows, missing, strict=True) if row.why]
+    missing = [(f"{row.group}, {row.device}", f"{row.workers}/{row.batch_size}", row.why) for row in rows if row.why]
+    notes = []
+    for name, why in dict.fromkeys((name, why) for name, _, why in missing):
+        settings = ", ".join(one for other, one, reason in missing if (other, reason) == (name, why))
+        notes.append(f"{name}, workers/batch {settings}: {why}")
     notes += [note for row in rows if row.point is not None for note in _notes(row.point)]
     return Group(table, *(Text(printable(note)) for note in notes))
 

@@ -17,7 +17,7 @@ def write_markdown(path: Path, rows: Sequence[Row], about: Mapping[str, str]) ->
 
 
 def _lines(rows: Sequence[Row], about: Mapping[str, str]) -> Iterator[str]:
-    hardware = ", ".join(dict.fromkeys(row.device for row in rows if row.device))
+    hardware = ", ".join(dict.fromkeys(row.device for row in rows if not row.is_skipped))
     version = about.get("version", "")
     yield from (f"# torchd bench on {hardware}", "", f"Date: {about.get('when', '')}", "")
     yield from (f"torchd version: {version}", "")

@@ -18,14 +18,14 @@ _STYLE = """\
 @media (prefers-color-scheme: dark) { :root { --paper: #0d1117; --ink: #e6edf3; --soft: #9198a1; --line: #3d444d;
   --band: #161b22; --bad: #ff8b7e; --best: #4ade9b; } }
 body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; margin: 0 auto;
-  max-width: 76rem; padding: 2rem 1.5rem 4rem; }
+  max-width: 90rem; padding: 2rem 1.5rem 4rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .5rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; color: var(--soft); margin: 0; }
 dd { margin: 0; color: var(--ink); overflow-wrap: anywhere; }
 code, pre { font-family: ui-monospace, monospace; font-size: .9em; }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: .35rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { background: var(--band); color: var(--soft); font-weight: 600; position: sticky; top: 0; }
 td.text, th.text { text-align: left; } td.why { text-align: left; color: var(--soft); white-space: normal; }
 tr:last-child td { border-bottom: 0; } .bad { color: var(--bad); } .best { color: var(--best); font-weight: 700; }
@@ -105,7 +105,8 @@ def _figures(row: Row, best: float, width: int) -> str:
 
 def _errors(rows: Sequence[Row]) -> Iterator[str]:
     errors = [
-        f"<li>{row.protocol}, {row.workers} workers, batch {row.batch_size}, {row.asked}: {count} x {_text(reason)}</li>"
+        f"<li>{row.protocol}, {row.workers} workers, batch {row.batch_size}, {row.asked}: "
+        f"{count} x {_text(reason)}</li>"
         for row in rows
         if row.point is not None
         for reason, count in row.point.measurement.errors.items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import groupby
 from math import log10
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torchd_clients.bench.report.labels import setting_labels, title
 from torchd_clients.bench.report.rows import Row, by_group
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _TICKS = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99)
 _STEPS = 300
-_PANEL = (6.2, 4.2)
+_PANEL = (6.4, 4.6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def _drawn(rows: Sequence[Row], theme: Theme, panel: Callable[[Axes, Sequence[Ro
     panels = [panel_rows for members in by_group(rows).values() for panel_rows in _by_protocol(members)]
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
-    colours = {"text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.edgecolor": theme.faint}
+    colours: Any = {"text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.edgecolor": theme.faint}
     colours |= {"xtick.color": theme.ink, "ytick.color": theme.ink, "axes.facecolor": theme.paper}
     colours |= {"grid.color": theme.faint, "legend.facecolor": theme.paper, "legend.edgecolor": theme.faint}
     with matplotlib.rc_context(colours):
@@ -68,7 +68,7 @@ def _drawn(rows: Sequence[Row], theme: Theme, panel: Callable[[Axes, Sequence[Ro
         for axes, members in zip(grid, panels, strict=False):
             axes.spines[["top", "right"]].set_visible(False)
             axes.set_axisbelow(True)
-            axes.set_title(_wrapped(title(members[0], members)), fontsize=10, loc="left")
+            axes.set_title(_wrapped(title(members[0], members)), fontsize=9.5, loc="left")
             panel(axes, members, theme)
         for axes in list(grid)[len(panels) :]:
             axes.remove()
@@ -103,11 +103,12 @@ def _latency_panel(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
     if slowest > 10 * fastest > 0:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
     else:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.6, linewidth=0.6)
     if len(rows) > 1 and slowest:
-        axes.legend(fontsize=8, loc="upper left")
+        _legend(axes)
 
 
 def _throughput_panel(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
@@ -134,7 +135,7 @@ def _over_clients(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.6, linewidth=0.6)
     if len(lines) > 1:
-        axes.legend(fontsize=8)
+        _legend(axes)
 
 
 def _by_setting(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
@@ -152,6 +153,11 @@ def _by_setting(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
     axes.grid(axis="x", alpha=0.6, linewidth=0.6)
 
 
+def _legend(axes: Axes) -> None:
+    """Below the picture: among the lines it would lie on some of them."""
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+
+
 def _throughputs(rows: Sequence[Row]) -> tuple[list[float], list[list[float]]]:
     """What each row gave, and how far below and above it its repeats lie."""
     points = [row.point for row in rows if row.point is not None]
@@ -164,7 +170,7 @@ def _throughputs(rows: Sequence[Row]) -> tuple[list[float], list[list[float]]]:
     return values, [below, above]
 
 
-def _style(number: int, theme: Theme) -> dict[str, str]:
+def _style(number: int, theme: Theme) -> dict[str, Any]:
     colours = len(theme.cycle)
     return {"color": theme.cycle[number % colours], "linestyle": ("-", "--", ":", "-.")[number // colours % 4]}
 
@@ -176,4 +182,4 @@ def _place(percent: float) -> float:
 def _wrapped(text: str) -> str:
     import textwrap
 
-    return "\n".join(textwrap.wrap(text, 68))
+    return "\n".join(textwrap.wrap(text, 84))
