@@ -64,7 +64,7 @@ def bench(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="[MODEL]", help="Name of a model, or an archive to start a daemon with.", show_default=False
+            metavar="MODEL", help="Name of a model, or an archive to start a daemon with.", show_default=False
         ),
     ] = "",
     files: Annotated[

@@ -27,20 +27,23 @@ def bench_compare(
         float, typer.Option(min=0.0, metavar="PERCENT", help="A smaller difference is none, whatever the noise.")
     ] = _AT_LEAST,
 ) -> None:
-    """Say what changed between two runs of `torchd bench` beyond noise: throughput, p50, p99 and errors.
+    """Say what changed between two runs of `torchd bench` beyond noise.
 
-    Runs are matched by everything that was set: model, device, workers, batches, clients, input. OLD and NEW are files
-    of --json or --report; ab_report.csv of TorchServe's benchmark suite will do too, on either side.
+    OLD and NEW are files of --json, or bench.json of --report. Settings are
+    matched by model, device, workers, batches, clients and input. One side may
+    be ab_report.csv of TorchServe's benchmark suite.
 
-    A figure is the median of the repeats. It changed where old and new differ by more than the range of the old repeats
-    and the range of the new ones together. Of unchanged servers, about one figure in eighty is then called changed with
-    3 repeats, one in eight with 2; hence --at-least. What ran once on both sides must differ by 15 %.
+    Throughput, p50 and p99 are medians of the repeats. One changed where old and
+    new differ by more than the range (greatest less least) of the old repeats
+    and the range of the new ones together, and by --at-least. With 3 repeats a
+    server that did not change is called changed in about one figure of eighty,
+    with 2 in one of eight; run once on both sides, it must differ by 15 %.
 
     Examples:
 
     torchd bench-compare before/bench.json after/bench.json
 
-    torchd bench-compare torchserve/ab_report.csv after/bench.json --at-least 10
+    torchd bench-compare ab_report.csv after/bench.json --at-least 10
 
     Exit code: 0, 1 where a figure is worse, 2 where nothing could be compared.
     """

@@ -24,7 +24,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; co
 dd { margin: 0; color: var(--ink); overflow-wrap: anywhere; }
 code, pre { font-family: ui-monospace, monospace; font-size: .9em; }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+table { font-size: 13.5px; border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { background: var(--band); color: var(--soft); font-weight: 600; position: sticky; top: 0; }
 td.text, th.text { text-align: left; } td.why { text-align: left; color: var(--soft); white-space: normal; }
@@ -59,7 +59,8 @@ def _lines(rows: Sequence[Row], about: Mapping[str, str], pictures: Mapping[str,
     yield (
         '<p class="note">Times in milliseconds. "All runs": throughput of each repeat; the row is the run of median '
         "throughput, the greatest throughput of each table is marked. Queue and batch by the daemon's own metrics; "
-        "CPU and memory of the daemon and its workers.</p>"
+        "queue times are interpolated within buckets, of which the first ends at 0.5 ms. CPU and memory: of the daemon "
+        "and its workers.</p>"
     )
     for heading, (light, dark) in pictures.items():
         yield f"<h2>{_text(heading)}</h2>\n{_picture(heading, light, dark)}"

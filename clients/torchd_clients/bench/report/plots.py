@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _TICKS = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99)
 _STEPS = 300
+_BARS_AT_LEAST = 5
 _PANEL = (6.4, 4.6)
 
 
@@ -89,10 +90,10 @@ def _latency_panel(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
         if row.point is None or not row.point.measurement.answered:
             continue
         kept = row.point.measurement
-        # As far as one request in `answered` is: there the slowest one stands.
+        # It ends where one in `answered` is left: the slowest.
         end = log10(max(10, kept.answered))
         places = [end * step / _STEPS for step in range(_STEPS + 1)]
-        values = [kept.percentile_ms(100 * (1 - 10**-place)) for place in places]
+        values = [kept.percentile_ms(100 * (1 - 10**-place)) for place in places[:-1]] + [kept.latencies_ms[-1]]
         axes.plot(places, values, label=label, linewidth=1.6, **_style(number, theme))
         furthest, fastest, slowest = max(furthest, end), min(fastest, values[0]), max(slowest, values[-1])
     ticks = [percent for percent in _TICKS if _place(percent) <= furthest]
@@ -147,7 +148,8 @@ def _by_setting(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
     )
     axes.set_yticks(places, setting_labels(rows))
     axes.tick_params(axis="y", length=0)
-    axes.invert_yaxis()
+    # From the top; a bar alone does not fill the picture.
+    axes.set_ylim(max(len(rows), _BARS_AT_LEAST) - 0.5, -0.5)
     axes.margins(x=0.12)
     axes.set(xlabel="answers a second")
     axes.grid(axis="x", alpha=0.6, linewidth=0.6)
@@ -182,4 +184,4 @@ def _place(percent: float) -> float:
 def _wrapped(text: str) -> str:
     import textwrap
 
-    return "\n".join(textwrap.wrap(text, 84))
+    return "\n".join(textwrap.wrap(text, 76))

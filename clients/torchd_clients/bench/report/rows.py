@@ -37,7 +37,7 @@ class Row:
         """The load in words."""
         if self.point is not None and self.point.rate:
             return f"{self.point.rate:g}/s"
-        return f"{self.clients} clients"
+        return f"{self.clients} client" + "s" * (self.clients != 1)
 
 
 def row_of(point: Point, archive: str = "") -> Row:
