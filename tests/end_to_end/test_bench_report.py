@@ -149,6 +149,7 @@ def test_what_cannot_be_asked_together_is_refused(terminal: Terminal) -> None:
         ((), "it takes the name of a model or an archive, or --suite FILE"),
         (("echo",), "nothing to ask echo: say with --input FILE what is sent"),
         (("--suite", "suite.yaml", "--workers", "2"), "--suite says what is measured"),
+        (("echo", "-T", "sample.txt", "--report", "sample.txt"), "--report sample.txt: File exists"),
         (("--suite", "gone.yaml"), "cannot read gone.yaml: No such file or directory"),
     ):
         ended = terminal.torchd("bench", *words)

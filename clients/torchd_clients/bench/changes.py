@@ -152,6 +152,8 @@ def _line(line: Mapping[str, str]) -> Measured:
         "rate": 0.0,
         "input": _target(line["Input"]).rpartition("/")[2],
     }
+    if len(told) > 2:  # a line of our own
+        setting["device"] = told[2]
     figures = {"throughput": [float(line["TS throughput"])]}
     figures |= {figure: [float(line[column])] for figure, column in _LATENCIES.items()}
     return Measured(setting, figures, float(line["TS error rate"] or 0.0))

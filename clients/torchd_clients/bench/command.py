@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -162,6 +163,8 @@ def bench(
     from torchd_clients.bench.load import Load
 
     _check_combination(model, files, suite, clients, rate, (workers, batch_size, batch_delay))
+    if report is not None:
+        _prepare(report)
     if seconds is None:
         seconds = 0.0 if requests or suite else _SECONDS
     load = Load(
@@ -218,6 +221,16 @@ def _check_combination(
             "--suite says what is measured: MODEL, --input, --clients, --rate, --workers, --batch-size and "
             "--batch-delay are in its file"
         )
+
+
+def _prepare(report: Path) -> None:
+    """Says before hours of measuring, not behind them, that there will be no report."""
+    if find_spec("matplotlib") is None:
+        _refuse("--report needs matplotlib, which is not installed: pip install 'torchd[bench]'")
+    try:
+        report.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _refuse(f"--report {report}: {error.strerror}")
 
 
 def _measure_model(
