@@ -129,6 +129,15 @@ def test_the_run_of_median_throughput_is_kept_and_all_are_shown(terminal: Termin
     assert outcomes(daemon)["ok"] >= 3 * 120
 
 
+def test_what_the_daemon_says_is_of_what_counts_and_not_of_the_warm_up(terminal: Terminal, daemon: Daemon) -> None:
+    (point,) = terminal.points(
+        "echo", "--protocol", "rest", "--clients", "2", "--seconds", "0.5", "--warmup", "2", "--repeats", "1"
+    )
+    # It is asked at full speed all the time: with its warm-up it would be five times as many.
+    told = sum(point.server.queue_times_ms.values())
+    assert point.measurement.answered <= told < 2 * point.measurement.answered
+
+
 def test_what_the_server_refuses_is_shown_by_reason(terminal: Terminal, daemon: Daemon) -> None:
     ended = terminal.bench("no-such-model", "--clients", "2", "--requests", "10", "--repeats", "1", "--warmup", "0")
     assert ended.code == 1
@@ -215,7 +224,7 @@ def test_the_page_as_typed(terminal: Terminal) -> None:
             timeout=380,
         )
     assert ended.returncode == 0, log.read_text()
-    _, archive, running, rate, percentiles, _ = log.read_text().split("== end of a block\n")
+    _, archive, running, rate, percentiles, report, suite, comparison, _ = log.read_text().split("== end of a block\n")
     assert "1 workers, batch 8 / 5 ms" in archive
     assert len(re.findall(r"^ *(grpc|rest) +(1|16) clients ", archive, re.MULTILINE)) == 4
     assert "batch of at most" in archive
@@ -223,3 +232,7 @@ def test_the_page_as_typed(terminal: Terminal) -> None:
     assert "100/s by at most 256" in rate
     assert set(json.loads(percentiles.replace("'", '"'))) == {"50", "90", "95", "99", "99.9"}
     assert " x " not in archive + running + rate  # no errors
+    assert "Benchmark,TS failed requests,TS throughput" in report
+    assert re.search(r"eager_mode_length +cpu +1 +4 +5 +10 +rest +300 +0 ", suite)
+    assert (terminal.folder / "results" / "report.html").is_file()
+    assert re.search(r"\d+ better, \d+ worse, \d+ without a change beyond noise", comparison)

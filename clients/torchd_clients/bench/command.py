@@ -9,23 +9,32 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from torchd_clients.bench.compare_command import bench_compare
+
 if TYPE_CHECKING:
     from torchd_clients.bench.load import Load
     from torchd_clients.bench.measure import OnRepeat
     from torchd_clients.bench.measurement import Point
+    from torchd_clients.bench.report.rows import Row
     from torchd_clients.bench.server import Server
     from torchd_clients.bench.target import Input, Protocol
 
 _UNUSABLE, _NOTHING_ANSWERED = 2, 1
 _FOUND = "the daemon you run, else 127.0.0.1:{}"
 _SECONDS = 5.0
+# TorchServe's suite warms up with a tenth of what it measures.
+_WARMUP_PART = 10
 _FREE_CLIENTS = 256
 _HERE = "A daemon that it starts"
 _THERE = "A server that runs"
@@ -47,18 +56,26 @@ _OVER: dict[Protocols, tuple[Protocol, ...]] = {
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Adds it to the command line of `torchd`."""
+    """Adds it, and the one that compares two runs of it, to the command line of `torchd`."""
     app.command()(bench)
+    app.command()(bench_compare)
 
 
 def bench(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Name of a model, or an archive to start a daemon with.")
-    ],
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Name of a model, or an archive to start a daemon with.", show_default=False
+        ),
+    ] = "",
     files: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--input", "-T", metavar="[NAME=]FILE", help="What is sent; several are sent in turn."),
-    ],
+    ] = None,
+    suite: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="In place of MODEL: the YAML of TorchServe's benchmark suite, all of it."),
+    ] = None,
     content_type: Annotated[
         str | None, typer.Option(help="Media type of the inputs over REST.", show_default="by the file's name")
     ] = None,
@@ -117,7 +134,13 @@ def bench(
         ),
     ] = "",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")] = None,
-    report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the report there.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write a page, pictures, JSON, and ab_report.csv and report.md as TorchServe's suite does.",
+        ),
+    ] = None,
     with_histograms: Annotated[bool, typer.Option("--histograms", help="Show the daemon's histograms.")] = False,
 ) -> None:
     """Ask a model as fast as it answers, or at a rate, and show throughput, latencies, errors and what it cost.
@@ -130,66 +153,145 @@ def bench(
 
     torchd bench bert -T short.txt --rate 200 --seconds 30 --json run.json
 
+    torchd bench --suite benchmark.yaml --report results
+
+    `torchd bench-compare OLD.json NEW.json` says what changed between two runs.
+
     Exit code: 0, 1 where a load had no good answer at all, 2 where nothing could be measured.
     """
     from torchd_clients.bench.errors import BenchError
     from torchd_clients.bench.load import Load
-    from torchd_clients.bench.served import Named, Setting, is_archive, running_server, served_archive
 
+    _check_combination(model, files, suite, clients, rate, (workers, batch_size, batch_delay))
+    if report is not None:
+        _prepare(report)
     if seconds is None:
-        seconds = 0.0 if requests else _SECONDS
-    loads = [
-        Load(
-            clients=count,
-            rate=rate,
-            requests=requests,
-            seconds=seconds,
-            warmup_requests=warmup_requests,
-            warmup_seconds=warmup,
-            timeout=timeout,
-            processes=processes,
-            connections=connections,
-        )
-        for count in _clients(clients, rate)
-    ]
-    inputs = [_input(file, content_type) for file in files]
-    input_name = ", ".join(Path(file).name for file in files)
-    over = _OVER[protocol]
+        seconds = 0.0 if requests or suite else _SECONDS
+    load = Load(
+        rate=rate,
+        requests=requests,
+        seconds=seconds,
+        warmup_requests=warmup_requests,
+        warmup_seconds=warmup,
+        timeout=timeout,
+        processes=processes,
+        connections=connections,
+    )
+    how = _How(_OVER[protocol], repeats, expect)
     try:
-        with ExitStack() as stack:
-            if is_archive(model):
-                with _said(f"starting a daemon for {model}"):
-                    server, name = stack.enter_context(
-                        served_archive(Path(model), Setting(workers, batch_size, batch_delay))
-                    )
-            else:
-                named = Named(grpc_inference, inference, management, metrics, token, pid)
-                server, name = running_server(named, os.environ), model
-            points = _measure_all(server, name, version, over, inputs, loads, repeats, input_name, expect)
+        if suite is not None:
+            rows = _measure_suite(suite, load, how, content_type)
+        else:
+            setting = (workers, batch_size, batch_delay or None)
+            named = (grpc_inference, inference, management, metrics, token, pid)
+            loads = [replace(load, clients=count) for count in _clients(clients, rate)]
+            rows = _measure_model(model, version, setting, named, loads, how, files or [], content_type)
     except BenchError as error:
         _refuse(str(error))
-    _show(points, with_histograms)
-    _write(points, json_file, report)
-    if any(not point.measurement.answered for point in points):
+    _show(rows, with_histograms, suite is not None)
+    _write(rows, json_file, report)
+    if any(row.point is None or not row.point.measurement.answered for row in rows if not row.is_skipped):
         raise typer.Exit(_NOTHING_ANSWERED)
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How each load is asked."""
+
+    over: tuple[Protocol, ...]
+    repeats: int
+    expect: str
+
+
+def _check_combination(
+    model: str,
+    files: Sequence[str] | None,
+    suite: Path | None,
+    clients: str | None,
+    rate: float,
+    setting: tuple[int, int, int],
+) -> None:
+    if suite is None:
+        if not model:
+            _refuse("it takes the name of a model or an archive, or --suite FILE")
+        if not files:
+            _refuse(f"nothing to ask {model}: say with --input FILE what is sent")
+    elif model or files or clients is not None or rate or any(setting):
+        _refuse(
+            "--suite says what is measured: MODEL, --input, --clients, --rate, --workers, --batch-size and "
+            "--batch-delay are in its file"
+        )
+
+
+def _prepare(report: Path) -> None:
+    """Says before hours of measuring, not behind them, that there will be no report."""
+    if find_spec("matplotlib") is None:
+        _refuse("--report needs matplotlib, which is not installed: pip install 'torchd[bench]'")
+    try:
+        report.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _refuse(f"--report {report}: {error.strerror}")
+
+
+def _measure_model(
+    model: str,
+    version: str,
+    setting: tuple[int, int, int | None],
+    named: tuple[str, str, str, str, str, int],
+    loads: Sequence[Load],
+    how: _How,
+    files: Sequence[str],
+    content_type: str | None,
+) -> list[Row]:
+    from torchd_clients.bench.report.rows import row_of
+    from torchd_clients.bench.served import Named, Setting, is_archive, running_server, served_archive
+
+    inputs = [_input(file, content_type) for file in files]
+    input_name = ", ".join(Path(file).name for file in files)
+    archive = ""
+    with ExitStack() as stack:
+        if is_archive(model):
+            archive = model
+            with _said(f"starting a daemon for {model}"):
+                server, name = stack.enter_context(served_archive(Path(model), Setting(*setting)))
+        else:
+            server, name = running_server(Named(*named), os.environ), model
+        points = _measure_all(server, name, version, inputs, loads, input_name, how)
+    return [row_of(point, archive) for point in points]
+
+
+def _measure_suite(file: Path, load: Load, how: _How, content_type: str | None) -> list[Row]:
+    from torchd_clients.bench.suite import Case, read_suite
+    from torchd_clients.bench.suite_run import run_suite
+
+    def measure(server: Server, name: str, case: Case) -> tuple[Point, ...]:
+        asked = replace(load, clients=case.clients, requests=load.requests or case.requests)
+        if not load.warmup_requests:
+            # As TorchServe's suite; what warms up by time has a bound all the same.
+            asked = replace(asked, warmup_requests=max(1, asked.requests // _WARMUP_PART))
+        inputs = [_input(str(path), content_type) for path in case.inputs]
+        return _measure_all(server, name, "", inputs, [asked], ", ".join(path.name for path in case.inputs), how)
+
+    read = read_suite(file)
+    for note in read.notes:
+        _tell(f"note: {note}")
+    return run_suite(read.cases, measure, _said, _tell)
 
 
 def _measure_all(
     server: Server,
     model: str,
     version: str,
-    over: Sequence[Protocol],
     inputs: Sequence[Input],
     loads: Sequence[Load],
-    repeats: int,
     input_name: str,
-    expect: str,
+    how: _How,
 ) -> tuple[Point, ...]:
     from torchd_clients.bench.measure import measure_point
     from torchd_clients.bench.target import Target
 
     points = []
-    for protocol in over:
+    for protocol in how.over:
         target = Target(
             protocol,
             server.address(protocol),
@@ -197,12 +299,12 @@ def _measure_all(
             tuple(inputs),
             version,
             server.inference_token,
-            expect=expect.encode(),
+            expect=how.expect.encode(),
         )
         for load in loads:
             label = f"{protocol}, {load.rate:g}/s" if load.rate else f"{protocol}, {load.clients} clients"
-            with _progress(label, load, repeats) as tell:
-                points.append(measure_point(server, target, load, repeats, input_name, tell))
+            with _progress(label, load, how.repeats) as tell:
+                points.append(measure_point(server, target, load, how.repeats, input_name, tell))
     return tuple(points)
 
 
@@ -263,29 +365,44 @@ def _input(file: str, content_type: str | None) -> Input:
     return Input(body, content_type or mimetypes.guess_type(path)[0] or "application/octet-stream", name)
 
 
-def _show(points: Sequence[Point], with_histograms: bool) -> None:
-    from torchd_clients.bench.tables import histograms, results, terminal
+def _show(rows: Sequence[Row], with_histograms: bool, is_suite: bool) -> None:
+    from torchd_clients.bench.report.rows import points_of
+    from torchd_clients.bench.tables import histograms, results, suite_results, terminal
 
-    out = terminal()
-    out.print(results(points))
+    out, points = terminal(), points_of(rows)
+    out.print(suite_results(rows) if is_suite else results(points))
     if with_histograms:
         out.print(histograms(points))
 
 
-def _write(points: Sequence[Point], json_file: Path | None, report: Path | None) -> None:
+def _write(rows: Sequence[Row], json_file: Path | None, report: Path | None) -> None:
     from torchd_clients.bench.points import write_points
+    from torchd_clients.bench.report.rows import points_of
 
     about = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": _version(),
         "command": shlex.join(["torchd", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
     }
-    files = [json_file] if json_file is not None else []
+    if json_file is not None:
+        write_points(json_file, points_of(rows), about)
     if report is not None:
-        report.mkdir(parents=True, exist_ok=True)
-        files.append(report / "bench.json")
-    for file in files:
-        write_points(file, points, about)
+        from torchd_clients.bench.report.write import write_report
+
+        written = write_report(report, rows, about)
+        _tell(f"written: {', '.join(map(str, written))}")
+
+
+def _version() -> str:
+    try:
+        return version_of("torchd")
+    except PackageNotFoundError:
+        return "not installed as a package"
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -14,6 +14,8 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _MODEL_LABELS = ("model", "model_name")
 _VERSION_LABELS = ("version", "model_version")
 
+PERCENTILES = (50.0, 90.0, 99.0)
+
 # Name of the sample and, of a histogram, the upper bound; else infinity.
 Reading = Mapping[tuple[str, float], float]
 
@@ -54,15 +56,42 @@ def between(before: Reading, after: Reading) -> ServerFigures:
         mean_batch=mean("torchd_batch_size"),
         batch_sizes=_histogram(grown, "torchd_batch_size_bucket", 1.0),
         queue_times_ms=_histogram(grown, "torchd_queue_seconds_bucket", 1000.0),
+        queue_percentiles_ms=_percentiles(grown, "torchd_queue_seconds_bucket", 1000.0),
+        worker_percentiles_ms=_percentiles(grown, "torchd_worker_seconds_bucket", 1000.0),
     )
 
 
 def _histogram(grown: Reading, name: str, scale: float) -> dict[float, int]:
     """Upper bound to the count of this bucket alone, empty ones left out; the page counts each with all below it."""
-    buckets = sorted((bound, value) for (sample, bound), value in grown.items() if sample == name)
     found, below = {}, 0.0
-    for bound, value in buckets:
+    for bound, value in _buckets(grown, name):
         if value > below:
             found[bound * scale] = round(value - below)
         below = value
     return found
+
+
+def _percentiles(grown: Reading, name: str, scale: float) -> dict[float, float]:
+    """Percentile to value, as Prometheus' histogram_quantile has it: values lie evenly within a bucket.
+
+    The first bucket begins at 0; what lies above the last bound is given as that bound.
+    """
+    buckets = _buckets(grown, name)
+    total = buckets[-1][1] if buckets else 0.0
+    if not total:
+        return {}
+    return {percent: _quantile(buckets, total * percent / 100) * scale for percent in PERCENTILES}
+
+
+def _quantile(buckets: list[tuple[float, float]], rank: float) -> float:
+    lower, below = 0.0, 0.0
+    for bound, value in buckets:
+        if value >= rank and value > below:
+            return lower if bound == inf else lower + (bound - lower) * (rank - below) / (value - below)
+        lower, below = bound, value
+    return lower
+
+
+def _buckets(grown: Reading, name: str) -> list[tuple[float, float]]:
+    """Upper bounds, ascending, each with the count of all that lies below it."""
+    return sorted((bound, value) for (sample, bound), value in grown.items() if sample == name)

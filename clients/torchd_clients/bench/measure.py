@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchd_clients.bench.figures import between
+from torchd_clients.bench.figures import Reading, between
 from torchd_clients.bench.load import Load
 from torchd_clients.bench.measurement import Measurement, Point, ServerFigures, Usage
 from torchd_clients.bench.run import Progress, run_load
@@ -25,6 +25,33 @@ class _Repeat:
     figures: ServerFigures
 
 
+class _Watch:
+    """What the server uses and says from when it is measured on, its warm-up left out."""
+
+    def __init__(self, server: Server, target: Target) -> None:
+        self._server = server
+        self._target = target
+        self._phase = ""
+        self._begin()
+
+    def hear(self, progress: Progress) -> None:
+        """Begins anew with each load that begins to count: the last one is kept."""
+        if progress.phase == "measuring" != self._phase:
+            self._begin()
+        self._phase = progress.phase
+
+    def read(self) -> tuple[Usage, ServerFigures]:
+        """Since then."""
+        usage = self._meter.read() if self._server.pid else Usage()
+        return usage, between(self._before, self._metrics())
+
+    def _begin(self) -> None:
+        self._before, self._meter = self._metrics(), UsageMeter(self._server.pid)
+
+    def _metrics(self) -> Reading:
+        return self._server.metrics_of(self._target.model, self._target.version)
+
+
 def measure_point(
     server: Server, target: Target, load: Load, repeats: int, input_name: str, on_progress: OnRepeat | None = None
 ) -> Point:
@@ -32,15 +59,15 @@ def measure_point(
     described = server.describe(target.model, target.version)
     runs = []
     for number in range(1, repeats + 1):
+        watch = _Watch(server, target)
 
-        def tell(progress: Progress, number: int = number) -> None:
+        def tell(progress: Progress, number: int = number, watch: _Watch = watch) -> None:
+            watch.hear(progress)
             if on_progress is not None:
                 on_progress(number, progress)
 
-        before, meter = server.metrics_of(target.model, target.version), UsageMeter(server.pid)
         measured = run_load(target, load, tell)
-        usage = meter.read() if server.pid else Usage()
-        runs.append(_Repeat(measured, usage, between(before, server.metrics_of(target.model, target.version))))
+        runs.append(_Repeat(measured, *watch.read()))
     kept = median_run([run.measurement for run in runs])
     workers = described.get("workers", [])
     return Point(

@@ -64,6 +64,9 @@ class ServerFigures:
     mean_batch: float = 0.0
     batch_sizes: Mapping[float, int] = field(default_factory=dict)
     queue_times_ms: Mapping[float, int] = field(default_factory=dict)
+    # Percentile to time, interpolated in the daemon's histograms; `worker` is of batches, from sent to answered.
+    queue_percentiles_ms: Mapping[float, float] = field(default_factory=dict)
+    worker_percentiles_ms: Mapping[float, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,8 @@ def _point(point: Point) -> dict[str, Any]:
             **{name: getattr(point.server, name) for name in ("queue_ms", "worker_ms", "mean_batch")},
             "batch_sizes": _pairs(point.server.batch_sizes),
             "queue_times_ms": _pairs(point.server.queue_times_ms),
+            "queue_percentiles_ms": sorted(point.server.queue_percentiles_ms.items()),
+            "worker_percentiles_ms": sorted(point.server.worker_percentiles_ms.items()),
         },
     }
 
@@ -106,6 +108,9 @@ def _read_point(one: Mapping[str, Any]) -> Point:
             mean_batch=server["mean_batch"],
             batch_sizes=_read_pairs(server["batch_sizes"]),
             queue_times_ms=_read_pairs(server["queue_times_ms"]),
+            # Not in documents of before the report.
+            queue_percentiles_ms=dict(server.get("queue_percentiles_ms", ())),
+            worker_percentiles_ms=dict(server.get("worker_percentiles_ms", ())),
         ),
     )
 

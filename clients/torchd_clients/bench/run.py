@@ -188,6 +188,9 @@ def _conduct(processes: Sequence[_LoadProcess], target: Target, on_progress: OnP
                 answered, failed = (sum(getattr(one, name) for one in processes) for name in ("answered", "failed"))
                 on_progress(Progress(phase, answered, failed, monotonic() - began))
         if word == WARM:
+            # Said just before it is so: who reads a meter at this moment leaves the warm-up out.
+            if on_progress is not None:
+                on_progress(Progress("measuring", 0, 0, 0.0))
             begin = monotonic() + _LEAD
             for one in processes:
                 one.tell(begin)

@@ -19,11 +19,15 @@ _LOAD_WITHIN = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a model is registered in a daemon of our own; 0 leaves it to the archive and the daemon."""
+    """How a model is registered in a daemon of our own; 0 leaves it to the archive and the daemon.
+
+    `batch_delay_ms` can be 0: None leaves it. `config` are lines of the daemon's config.properties.
+    """
 
     workers: int = 0
     batch_size: int = 0
-    batch_delay_ms: int = 0
+    batch_delay_ms: int | None = None
+    config: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ def served_archive(archive: Path, setting: Setting) -> Iterator[tuple[Server, st
     """A daemon with the archive registered in that setting, its workers ready; gives it and the model's name."""
     if not archive.exists():
         raise BenchError(f"there is no archive {archive}")
-    with started_daemon(archive.resolve().parent) as daemon:
+    with started_daemon(archive.resolve().parent, config=setting.config) as daemon:
         yield server_of(daemon), _register(daemon, archive.name, setting)
 
 
@@ -104,7 +108,7 @@ def _register(daemon: StartedDaemon, file: str, setting: Setting) -> str:
                 file,
                 initial_workers=setting.workers,
                 batch_size=setting.batch_size or None,
-                max_batch_delay=setting.batch_delay_ms or None,
+                max_batch_delay=setting.batch_delay_ms,
                 timeout=_LOAD_WITHIN,
             )
             if not change.wanted_workers:  # neither we nor the archive said how many

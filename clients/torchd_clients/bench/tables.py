@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from torchd_clients.bench.measurement import Point
+from torchd_clients.bench.report.rows import Row
 from torchd_clients.bench.run import is_client_bound
 from torchd_clients.tables import printable
 
@@ -32,6 +33,37 @@ def results(points: Iterable[Point]) -> RenderableType:
         table.add_row(*_row(point))
     notes = [Text(note) for point in points for note in _notes(point)]
     return Group(table, *notes)
+
+
+def suite_results(rows: Sequence[Row]) -> RenderableType:
+    """A row for each setting of a suite, then what went wrong."""
+    table = Table("model", "device", box=SIMPLE_HEAD, caption="latencies in ms; CPU (cores), MiB: the server's")
+    table.caption_justify = "left"
+    table.pad_edge = False
+    for column in ("workers", "batch", "delay", "clients"):
+        table.add_column(column, justify="right")
+    table.add_column("over")
+    for column in ("answers", "errors", "per s", "p50", "p90", "p99", "CPU", "MiB"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        setting = (row.group, row.device, row.workers, row.batch_size, row.batch_delay_ms, row.clients, row.protocol)
+        table.add_row(*(printable(str(cell)) for cell in setting), *_suite_figures(row.point))
+    missing = [(f"{row.group}, {row.device}", f"{row.workers}/{row.batch_size}", row.why) for row in rows if row.why]
+    notes = []
+    for name, why in dict.fromkeys((name, why) for name, _, why in missing):
+        settings = ", ".join(one for other, one, reason in missing if (other, reason) == (name, why))
+        notes.append(f"{name}, workers/batch {settings}: {why}")
+    notes += [note for row in rows if row.point is not None for note in _notes(row.point)]
+    return Group(table, *(Text(printable(note)) for note in notes))
+
+
+def _suite_figures(point: Point | None) -> list[str]:
+    if point is None:
+        return ["-"] * 8
+    kept = point.measurement
+    shown = _row(point)
+    latencies = [f"{kept.percentile_ms(percent):.2f}" for percent in (50, 90, 99)]
+    return [str(kept.answered), str(kept.failed), _number(kept.throughput), *latencies, *shown[-2:]]
 
 
 def histograms(points: Iterable[Point]) -> RenderableType:

@@ -63,3 +63,15 @@ def test_a_server_without_metrics_has_no_figures() -> None:
     page = generate_latest(CollectorRegistry()).decode()
     figures = between(read(page, "m"), read(page, "m"))
     assert (figures.queue_ms, figures.mean_batch, figures.batch_sizes) == (0.0, 0.0, {})
+
+
+def test_percentiles_lie_evenly_within_a_bucket_as_prometheus_has_it() -> None:
+    counts = {0.001: 0.0, 0.0025: 60.0, 0.005: 90.0, 0.01: 90.0, 0.025: 98.0, inf: 100.0}
+    page = "".join(
+        f'torchd_queue_seconds_bucket{{le="{"+Inf" if bound == inf else bound}",model="m",version="1.0"}} {count}\n'
+        for bound, count in counts.items()
+    )
+    found = between({}, read(page, "m")).queue_percentiles_ms
+    # 50 of the 60 between 1 and 2.5 ms; the last of the 30 up to 5 ms; beyond the last bound: that bound.
+    assert found == pytest.approx({50.0: 1.0 + 1.5 * 50 / 60, 90.0: 5.0, 99.0: 25.0})
+    assert between({}, read("", "m")).queue_percentiles_ms == {}

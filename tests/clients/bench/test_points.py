@@ -31,7 +31,7 @@ def point() -> Point:
         measurement=kept,
         repeats=(kept, Measurement(2.5, array("d", [1.0]))),
         usage=Usage(3.5, 512.25, 4),
-        server=ServerFigures(1.5, 20.0, 6.5, {8.0: 10, inf: 1}, {0.5: 7}),
+        server=ServerFigures(1.5, 20.0, 6.5, {8.0: 10, inf: 1}, {0.5: 7}, {50.0: 0.25}, {99.0: 19.5}),
         threads=1,
     )
 
