@@ -69,7 +69,7 @@ class BatchLoop:
         handler_us = int((perf_counter() - started) * 1e6)
         # Without the end of the step the daemon sends no other batch to a process that is about to leave.
         messages = _together(answers, handler_us, end_of_step=not ends_process(answers))
-        if len(messages) == 1:
+        if len(messages) == 1 and self._group is None:  # in a group nobody would see to what is held back
             self._channel.send_soon(*messages)
         else:
             self._channel.send(*messages)
