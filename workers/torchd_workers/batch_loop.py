@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from torchd_protos.frames import Batch, Failure, Load, Message, Replies, Reply
+from torchd_protos.frames import Batch, Call, Failure, Load, Message, Replies, Reply
 from torchd_workers.aftermath import ends_process, recover
 from torchd_workers.answers import Answer, Answers
-from torchd_workers.channel import Channel
+from torchd_workers.channel import Channel, RunningRequest
 from torchd_workers.context import RequestProcessor
 from torchd_workers.handler import Handler
 from torchd_workers.inputs import row_of
@@ -36,16 +36,11 @@ class BatchLoop:
         """Calls the handler with the batch and sends its answers in one piece."""
         running = self._channel.requests(batch)
         calls = [item.call for item in batch.items]
-        left = [request for request in running if request.cancelled] if self._group is None else ()
-        if left:  # before it has begun: it is not run for them
-            calls = [call for call, request in zip(calls, running, strict=True) if not request.cancelled]
-            running = [request for request in running if request not in left]
-            self._channel.finish(left)
-            gone = [Failure(request.number, "Cancelled", "the client is gone") for request in left]
+        if self._group is None and any(request.cancelled for request in running):
+            running, calls = self._still_wanted(running, calls)
             if not running:
-                self._channel.send(*gone, Replies((), (), 0, True))
+                self._channel.send(Replies((), (), 0, True))
                 return
-            self._channel.send(*gone)
         processors = [RequestProcessor(None, call) for call in calls]
         ids = {index: call.request_id for index, call in enumerate(calls)}
         self._handler.context.begin(ids, processors, running)
@@ -76,6 +71,16 @@ class BatchLoop:
             recover(self._channel, answers)
         if self._group is not None:
             self._group.end(raised)
+
+    def _still_wanted(
+        self, running: list[RunningRequest], calls: list[Call]
+    ) -> tuple[list[RunningRequest], list[Call]]:
+        """Those of a batch that has not begun whose clients are still there; the others are answered, and not run."""
+        gone = [request for request in running if request.cancelled]
+        self._channel.finish(gone)
+        self._channel.send(*[Failure(request.number, "Cancelled", "the client is gone") for request in gone])
+        left = [(request, call) for request, call in zip(running, calls, strict=True) if request not in gone]
+        return [request for request, _ in left], [call for _, call in left]
 
     def step(self) -> None:
         """Nothing is ever left to do."""
