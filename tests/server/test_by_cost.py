@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from torchd_protos.frames import Call
+from torchd_protos.frames import Call, Header
 from torchd_server.batching.by_cost import ByCost, CostLimits, _windows
+from torchd_server.batching.costs import HEADER, cost_by
 from torchd_server.batching.price import Price
 from torchd_server.request import Request
 
@@ -52,6 +53,21 @@ class Bench:
 
 def cost_of(request: Request) -> int:
     return len(request.call.parts[0].body)
+
+
+def test_no_cost_that_clients_claim_stops_the_queue() -> None:
+    """Sums that are no numbers any more would compare with nothing, and no batch would be the best."""
+    queue = ByCost(cost_by("bytes"), CostLimits(), ManualClock())
+    asked = call(headers=[Header(HEADER, "1e308")])
+    for number in range(1, 21):
+        queue.put(Request(asked, number, 1e9, ManualClock(), lambda _: None))
+    while queue:
+        taken = queue.take(8)
+        assert taken
+        queue.ran(taken, 0.01)
+    for number in range(21, 24):
+        queue.put(Request(call(), number, 1e9, ManualClock(), lambda _: None))
+    assert len(queue.take(8)) == 3
 
 
 def test_neighbours_by_cost_go_together() -> None:

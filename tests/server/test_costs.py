@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from torchd_protos.frames import Call, Header, Part
-from torchd_server.batching.costs import KEYS, cost_by
+from torchd_server.batching.costs import KEYS, SAID_AT_MOST, cost_by
 from torchd_server.batching.image_size import PIXELS_AT_MOST, pixels_of
 
 
@@ -111,3 +111,7 @@ def test_a_client_that_knows_says_it(key: str) -> None:
 @pytest.mark.parametrize("nonsense", ["", "many", "-1", "nan", "inf", "1e999"])
 def test_what_is_no_cost_is_not_heard(nonsense: str) -> None:
     assert cost_by("bytes")(asked(b"12345", torchd_cost=nonsense)) == 5
+
+
+def test_what_a_client_claims_has_a_bound() -> None:
+    assert cost_by("bytes")(asked(b"12345", torchd_cost="1e308")) == SAID_AT_MOST

@@ -13,6 +13,8 @@ from torchd_protos.frames import Buffer, Call
 from torchd_server.batching.image_size import pixels_of
 
 HEADER = "torchd-cost"
+# Whoever says more is taken at this: sums and squares of costs must stay numbers.
+SAID_AT_MOST = 2.0**32
 # What a text has in tokens, fitted to WordPiece on technical English (correlation 0.99; 0.95 by bytes alone).
 TOKENS_PER_WORD = 0.65
 TOKENS_PER_MARK = 0.93
@@ -45,7 +47,7 @@ def _said(call: Call) -> float | None:
                 said = float(header.value)
             except ValueError:
                 return None
-            return said if 0 <= said < math.inf else None
+            return min(said, SAID_AT_MOST) if 0 <= said < math.inf else None
     return None
 
 
