@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from torchd_server.batching.policy import AHEAD_BATCHES, AHEAD_SECONDS, BatchPolicy
 from torchd_server.batching.queues import Fifo
 from torchd_server.batching.turns import EachStep, FreeRunning
-from torchd_server.batching.waits import WAITS, NoWait
+from torchd_server.batching.waits import COMPANY_SECONDS, REMEMBERED_BATCHES, WAITS, NoWait
 from torchd_server.request import Request, State
 
 DELAY = 0.1
@@ -169,6 +169,51 @@ def test_an_idle_worker_comes_before_one_that_is_sent_ahead() -> None:
     second.wants_more()
     requests = [bench.put() for _ in range(2 * SIZE)]
     assert [first.queue, second.queue] == [[requests[:SIZE]], [requests[SIZE:]]]
+
+
+def after_a_burst(bench: Bench, *takers: Quick) -> None:
+    """Many clients have been served quickly."""
+    for taker in takers:
+        taker.wants_more()
+    for _ in range(AHEAD_BATCHES):
+        bench.put()
+    serve(bench, *takers)
+
+
+def serve(bench: Bench, *takers: Quick) -> None:
+    """Until everybody has his answer."""
+    while bench.policy.depth or any(taker.queue for taker in takers):
+        if not any(taker.queue for taker in takers):
+            bench.clock.advance(COMPANY_SECONDS)
+        for taker in takers:
+            while taker.queue:
+                taker.ends(0.0001)
+
+
+def test_those_who_waited_in_company_go_together_to_all_idle_workers() -> None:
+    bench = Bench("adaptive", size=1)
+    first, second = Quick(bench.policy), Quick(bench.policy)
+    after_a_burst(bench, first, second)
+    for _ in range(3):
+        bench.put()
+    assert bench.policy.depth == 3
+    bench.clock.advance(COMPANY_SECONDS)
+    assert bench.policy.depth == 0
+    assert sorted([len(first.queue), len(second.queue)]) == [1, 2]
+
+
+def test_quick_batches_of_one_forget_how_many_clients_a_burst_had() -> None:
+    bench = Bench("adaptive", size=1)
+    taker = Quick(bench.policy)
+    after_a_burst(bench, taker)
+    waited = []
+    for _ in range(3 * REMEMBERED_BATCHES):
+        for _ in range(2):
+            bench.put()
+        waited.append(not taker.queue)
+        serve(bench, taker)
+    assert waited[0]
+    assert 1 <= sum(waited[REMEMBERED_BATCHES:]) <= 3  # one in eight looks whether others come
 
 
 def test_full_waits_the_whole_delay_from_when_the_worker_took_the_first_request() -> None:

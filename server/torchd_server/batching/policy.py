@@ -173,18 +173,22 @@ class BatchPolicy:
 
     def _dispatch(self) -> None:
         """Sends every batch that can go now; sees to it that the one that cannot yet goes in time."""
+        leaving = False
         while self._idle and (queued := len(self._queue)):
             now = self._clock.time()
             if self._collecting_since is None:
                 self._collecting_since = now
                 self._wait.opened(now)
                 self._company.opened(now)
-            goes_at = self._goes_at(queued)
+            goes_at = -math.inf if leaving else self._goes_at(queued)
             if goes_at > now:
                 self._look_again(goes_at)
                 return
+            if not leaving:
+                self._company.left(queued + self._running)
             self._send(self._idle.popleft(), now - self._collecting_since)
             self._collecting_since = None
+            leaving = self._size == 1  # those who waited in company go in company, to whatever workers there are
         while self._busy and len(self._queue) >= self._size:
             taker = self._busy.popleft()
             if 0 < taker.in_hand <= self._most_ahead:  # else it has become idle since, or has enough
