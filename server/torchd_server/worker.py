@@ -396,9 +396,10 @@ class Worker:
     def _end_batch(self) -> None:
         if not self._batches:
             raise ProtocolError("a batch ended where none runs")
-        batch = self._batches.popleft()
+        batch = self._batches[0]
         if unanswered := sum(request.number in self._live for request in batch):
             raise ProtocolError(f"the batch ended with {unanswered} requests unanswered")
+        self._batches.popleft()
         self._end(batch)
 
     def _end(self, requests: list[Request]) -> None:
@@ -443,9 +444,11 @@ class Worker:
         sent = [request for batch in self._batches for request in batch]
         self._policy.finished(self, sent or live, None)
         waiting = [request for request in live if request.state is not State.DONE]
-        # What had not begun may run elsewhere; what a second worker did not survive is no bad luck any more.
+        # What had not begun may run elsewhere; what a second worker did not survive is no bad luck any more, unless it
+        # stood behind another batch.
         unbegun = [request for request in waiting if request.step > begun and not request.has_answer]
-        again = [request for request in unbegun if request.sent_times < SENT_AT_MOST]
+        first = set(self._batches[0] if self._batches else live)
+        again = [request for request in unbegun if request.sent_times < SENT_AT_MOST or request not in first]
         self._policy.leave(self, again)
         for request in waiting:
             if request not in again:

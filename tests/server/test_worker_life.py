@@ -209,6 +209,25 @@ async def test_a_batch_that_had_not_begun_goes_back_to_the_queue() -> None:
     await other.stop(1.0)
 
 
+@in_loop
+async def test_what_stood_behind_the_batches_that_ended_two_workers_is_not_blamed() -> None:
+    bench = Bench(loads_only, loads_only, size=1)
+    worker, process = await bench.started()
+    bench.policy.finished(worker, [], 0.002)  # from now on batches are known to be quick
+    first, second, behind = [bench.put() for _ in range(3)]
+    for guilty in (first, second):
+        batch = await process.hears(Batch)
+        assert [item.request for item in batch.items] == [guilty.number]
+        process.begin(batch.step)
+        process.exit(-9)
+        await until(worker.dead.done)
+        assert isinstance(guilty.error, errors.WorkerDied)
+        if guilty is first:
+            worker, process = await bench.started()
+    assert behind.sent_times == 2
+    assert behind.state is State.QUEUED
+
+
 HOSTILE: dict[str, list[Message] | bytes] = {
     "an answer to a request of nobody": [Reply(999, body=b"x")],
     "a failure of a request of nobody": [Failure(999, "HandlerFailed", "no")],
@@ -238,6 +257,7 @@ async def test_a_worker_that_breaks_the_protocol_is_killed(what: str) -> None:
     assert process.was_killed
     assert isinstance(end, errors.WorkerProtocolBroken)
     assert isinstance(bench.requests[1].error, errors.WorkerProtocolBroken)
+    assert bench.policy.running == 0
     if isinstance(said, list) and isinstance(said[0], Reply) and said[0].body == b"first":
         assert (await bench.requests[0].replies().__anext__()).body == b"first"
     else:
