@@ -57,9 +57,11 @@ class Deadlines:
 
     def _ring(self) -> None:
         now = self._clock.time()
-        for request in self:
-            # A timer may ring up to a millisecond early, and one request's end may be another's.
-            if request.deadline <= now and request.state is not State.DONE:
-                request.expire(now)
-        earliest = min((request.deadline for request in self._watched.values()), default=math.inf)
-        self._set(max(earliest, now + self._least))
+        try:
+            for request in self:
+                # A timer may ring up to a millisecond early, and one request's end may be another's.
+                if request.deadline <= now and request.state is not State.DONE:
+                    request.expire(now)
+        finally:  # whatever one of them met with, the others are watched on
+            earliest = min((request.deadline for request in self._watched.values()), default=math.inf)
+            self._set(max(earliest, now + self._least))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from fakes import ManualClock, call
 
 from torchd_server.deadlines import LEAST_SECONDS, Deadlines
@@ -47,6 +48,20 @@ def test_answered_requests_leave_at_most_one_timer() -> None:
         bench.request(1.0).finish()
     bench.clock.advance(1.0)
     assert bench.clock.next_call is None
+
+
+def test_one_request_whose_end_goes_wrong_leaves_the_others_watched() -> None:
+    bench = Bench()
+    wrong, other = bench.request(1.0), bench.request(2.0)
+
+    def fails(request: Request) -> None:
+        raise RuntimeError("whoever is told of its end")
+
+    wrong.when_answered(fails)
+    with pytest.raises(RuntimeError):
+        bench.clock.advance(1.0)
+    bench.clock.advance(1.0)
+    assert [wrong.state, other.state] == [State.DONE, State.DONE]
 
 
 def test_a_timer_is_taken_back_at_the_end() -> None:
