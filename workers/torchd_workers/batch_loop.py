@@ -18,6 +18,9 @@ from torchd_workers.outputs import checked_list
 if TYPE_CHECKING:
     from torchd_workers.leader import LeaderGroup
 
+# Bodies of one batch that share a frame: the daemon's limit of a frame is that of one answer and as much as this.
+TOGETHER_BYTES = 1024 * 1024
+
 
 class BatchLoop:
     """The handler of one loaded model and the channel its answers leave by."""
@@ -87,13 +90,15 @@ class BatchLoop:
 
 
 def _together(answers: Sequence[Answer], handler_us: int, end_of_step: bool) -> list[Message]:
-    """The answers, those that are bodies only in one frame, which ends the batch."""
+    """The answers, those that are bodies only in one frame, as far as it has room; it ends the batch."""
     bodies: list[Reply] = []
     others: list[Message] = []
+    room = TOGETHER_BYTES
     for answer in answers:
-        if isinstance(answer, Failure) or answer.status or answer.reason or answer.headers:
+        if isinstance(answer, Failure) or answer.status or answer.reason or answer.headers or len(answer.body) > room:
             others.append(answer)
         else:
             bodies.append(answer)
+            room -= len(answer.body)
     ending = Replies([reply.request for reply in bodies], [reply.body for reply in bodies], handler_us, end_of_step)
     return [*others, ending]

@@ -235,8 +235,12 @@ class Channel:
         now = monotonic()
         if not self._outgoing:
             self._held_since = now
-        self._outgoing.append(encode(message))
-        if self._incoming.empty() or now - self._held_since > _HOLD_SECONDS:
+        buffers = encode(message)
+        # While another thread reads nobody watches what is held back.
+        holds = not (self._incoming.empty() or self._reading.locked() or now - self._held_since > _HOLD_SECONDS)
+        # What is held is a copy: the handler may write its next answer over the memory that it has returned.
+        self._outgoing.append([b"".join(buffers)] if holds else buffers)
+        if not holds or self._reading.locked():
             self._flush()
 
     def _flush(self) -> None:
@@ -357,7 +361,6 @@ class Channel:
             if turn != seen:
                 seen, in_vain = turn, 0
             elif turn % 2:
-                self._flush()  # what is held back must not wait for the user code
                 self._read_for_another()
             elif in_vain < _WATCH_TIMES:
                 in_vain += 1
@@ -373,6 +376,7 @@ class Channel:
         if not self._reading.acquire(blocking=False):  # it does so already
             return
         try:
+            self._flush()  # what is held back must not wait for the user code; from here on nothing is
             while not (self._is_waiting and self._incoming.qsize()):
                 self._read()
         finally:
