@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from harness import ctrl_c
 from harness.archives import pack_model
 from harness.commands import ROOT, environment, install_commands
 from harness.daemon import Daemon, free_ports
@@ -60,6 +61,7 @@ class Terminal:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=ctrl_c.heard,
         )
 
     def points(self, *words: str) -> tuple[Point, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from harness import ctrl_c
 from harness.commands import environment, install_commands
 from harness.daemon import Daemon
 from harness.surfaces import GrpcSurface
@@ -120,7 +121,8 @@ def test_a_search_finds_the_batch_refuses_what_differs_and_tells_what_does_not_l
 
 @pytest.mark.timeout(240)
 def test_an_interrupted_search_goes_on(folder: Path) -> None:
-    searching = subprocess.Popen(**command(folder, *SPACE, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    asked = command(folder, *SPACE, "--json")
+    searching = subprocess.Popen(**asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=ctrl_c.heard)
     assert searching.stderr is not None
     first = searching.stderr.readline()
     assert first.startswith("1 worker, batch 1: "), first
