@@ -6,5 +6,5 @@ import signal
 
 
 def heard() -> None:
-    """For `preexec_fn`: the program hears SIGINT, also where the tests run in the background and ignore it themselves."""
+    """For `preexec_fn`: the program hears SIGINT, also where the tests run in the background and ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
