@@ -138,7 +138,8 @@ def test_a_quick_worker_is_sent_full_batches_ahead() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "ahead"), [(0.45 * AHEAD_SECONDS, 2), (0.19 * AHEAD_SECONDS, 5), (1e-6, AHEAD_BATCHES)]
+    ("seconds", "ahead"),
+    [(0.45 * AHEAD_SECONDS, 2), (0.19 * AHEAD_SECONDS, 5), (1e-6, AHEAD_BATCHES), (0.0, AHEAD_BATCHES)],
 )
 def test_what_stands_behind_a_batch_takes_no_longer_than_the_bound(seconds: float, ahead: int) -> None:
     bench = Bench("full")

@@ -166,5 +166,5 @@ def test_rest_answers_the_code_the_type_and_when_to_come_back() -> None:
     answer = error_answer(errors.NoWorker("m", "1.0"), "some-id")
     headers = dict(answer.headers)
     assert (answer.status, headers["x-torchd-reason"], headers["Retry-After"]) == (503, "NO_WORKER", "1")
-    assert headers["x-request-id"] == "some-id"
+    assert answer.request_id == "some-id"
     assert b'"type": "ServiceUnavailableException"' in answer.body  # type: ignore[operator]

@@ -1,8 +1,8 @@
 """`python -P -m torchd_workers --fd N --incarnation I --rank R --parent PID`: the process before it knows its model.
 
 The daemon starts it with the socket as descriptor N, `--page 6` as the memory they have in common, and the model's
-directory as the working directory. `-P` keeps
-that directory off sys.path until everything this runtime needs is imported. `--cores 0,1` pins it to these CPU cores.
+directory as the working directory. `-P` keeps that directory off sys.path until everything this runtime needs is
+imported. `--cores 0,1` pins it to these CPU cores.
 Where several processes are one worker, `--peers 7,8` are rank 0's sockets to ranks 1 and 2, `--leader 9` theirs to it,
 and `--store 10` is where rank 0 lets all of them meet.
 """

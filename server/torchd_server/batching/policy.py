@@ -154,7 +154,9 @@ class BatchPolicy:
     @property
     def _most_ahead(self) -> int:
         """Batches that may stand behind the one a worker runs."""
-        return min(AHEAD_BATCHES, int(AHEAD_SECONDS / self._cost))
+        if self._cost * AHEAD_BATCHES <= AHEAD_SECONDS:  # it may be 0
+            return AHEAD_BATCHES
+        return int(AHEAD_SECONDS / self._cost)
 
     def close(self, sequence: str) -> None:
         """There are no sequences here."""
