@@ -10,7 +10,7 @@ from fakes import ManualClock, ManualTimer, call
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from torchd_server.batching.policy import AHEAD_BATCHES, AHEAD_SECONDS, BatchPolicy
+from torchd_server.batching.policy import AHEAD_BATCHES, AHEAD_SECONDS, AHEAD_SHARE, BatchPolicy
 from torchd_server.batching.queues import Fifo
 from torchd_server.batching.turns import EachStep, FreeRunning
 from torchd_server.batching.waits import COMPANY_SECONDS, REMEMBERED_BATCHES, WAITS, NoWait
@@ -142,9 +142,19 @@ def test_a_quick_worker_is_sent_full_batches_ahead() -> None:
     [(0.45 * AHEAD_SECONDS, 2), (0.19 * AHEAD_SECONDS, 5), (1e-6, AHEAD_BATCHES), (0.0, AHEAD_BATCHES)],
 )
 def test_what_stands_behind_a_batch_takes_no_longer_than_the_bound(seconds: float, ahead: int) -> None:
-    bench = Bench("full")
+    bench = Bench("full", limit=10_000)
     taker = quick(bench, seconds)
     for _ in range((AHEAD_BATCHES + 4) * SIZE):
+        bench.put()
+    assert len(taker.queue) == 1 + ahead
+
+
+@pytest.mark.parametrize(("limit", "ahead"), [(3 * SIZE, 0), (AHEAD_SHARE * SIZE, 1), (2 * AHEAD_SHARE * SIZE, 2)])
+def test_what_is_ahead_is_a_part_of_what_may_wait(limit: int, ahead: int) -> None:
+    """A queue of two is a queue of two: what went ahead would let in more."""
+    bench = Bench("full", limit=limit)
+    taker = quick(bench, 1e-6)
+    for _ in range(3 * SIZE):
         bench.put()
     assert len(taker.queue) == 1 + ahead
 

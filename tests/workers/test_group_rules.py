@@ -267,6 +267,9 @@ class QuietChannel:
             for item in batch.items
         ]
 
+    def begin(self, step: int) -> None:
+        pass
+
     def send(self, *messages: Message) -> None:
         pass
 

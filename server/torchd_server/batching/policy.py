@@ -22,6 +22,8 @@ from torchd_server.request import Request
 # their time, and one that stands behind others loses no more than this should a second worker have room sooner.
 AHEAD_SECONDS = 0.005
 AHEAD_BATCHES = 16
+# What is ahead no longer counts as waiting: it is at most this part of what the queue may hold (1/n).
+AHEAD_SHARE = 4
 # Batches of one that take no longer go to an idle worker in company, if company can be expected: each way between
 # daemon and worker, with all that it wakes, costs more than the work itself, and many go it at the price of one.
 COMPANY_BELOW_SECONDS = 0.001
@@ -154,8 +156,9 @@ class BatchPolicy:
     @property
     def _most_ahead(self) -> int:
         """Batches that may stand behind the one a worker runs."""
-        if self._cost * AHEAD_BATCHES <= AHEAD_SECONDS:  # it may be 0
-            return AHEAD_BATCHES
+        most = min(AHEAD_BATCHES, self._limit // (AHEAD_SHARE * self._size))
+        if self._cost * most <= AHEAD_SECONDS:  # it may be 0
+            return most
         return int(AHEAD_SECONDS / self._cost)
 
     def close(self, sequence: str) -> None:
@@ -200,7 +203,7 @@ class BatchPolicy:
         """When the next batch goes to an idle worker."""
         if queued < self._size:
             return self._wait.until(self._queue.oldest().received_at, queued, self._running)
-        if self._size == 1 and queued <= AHEAD_BATCHES and self._cost < COMPANY_BELOW_SECONDS and self.sends_ahead:
+        if self._size == 1 and queued <= self._most_ahead and self._cost < COMPANY_BELOW_SECONDS and self.sends_ahead:
             return self._company.until(queued + self._running)
         return -math.inf
 
