@@ -118,6 +118,9 @@ class Request:
         """One more piece of the answer; the last one (`more` false) finishes the request."""
         if self.state is State.DONE:
             return
+        if (now := self._clock.time()) >= self.deadline:  # whoever watches the deadlines looks every few milliseconds
+            self.expire(now)
+            return
         self.has_answer = True
         self._replies.append(reply)
         if not reply.more:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from fakes import ManualClock, call
 
+from torchd_protos.frames import Reply
 from torchd_server.deadlines import LEAST_SECONDS, Deadlines
+from torchd_server.errors import DeadlineExceeded, DeadlineInQueue
 from torchd_server.request import Request, State
 
 
@@ -69,3 +71,12 @@ def test_a_timer_is_taken_back_at_the_end() -> None:
     bench.request(1.0)
     bench.deadlines.close()
     assert bench.clock.next_call is None
+
+
+def test_an_answer_that_comes_after_the_deadline_is_none() -> None:
+    """However late the watch looks: handlers stop at the deadline too, and answer with what they have by then."""
+    clock = ManualClock()
+    request = Request(call(), 1, 1.0, clock, lambda _: None)
+    clock.advance(1.0)
+    request.reply(Reply(1, body=b"half"))
+    assert isinstance(request.error, DeadlineExceeded | DeadlineInQueue)
