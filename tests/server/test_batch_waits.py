@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 from fakes import ManualClock, call
+from harness.simulated_worker import SimulatedWorker
 
 from torchd_server.batching.policy import BatchPolicy
 from torchd_server.batching.queues import Fifo
@@ -72,6 +73,9 @@ class Simulation:
         seconds = counted[-1][0] - counted[0][0]
         return Outcome(len(counted) / seconds, statistics.median(latency for _, latency in counted))
 
+    def seconds(self, batch: list[Request]) -> float:
+        return self.service.seconds(len(batch))
+
     def comes_back(self) -> None:
         pause = self.returns * self.random.uniform(0.5, 1.5)
         self.clock.call_at(self.clock.time() + pause, self.sends)
@@ -82,37 +86,6 @@ class Simulation:
     def answered(self, request: Request) -> None:
         self.latencies.append((self.clock.time(), self.clock.time() - request.received_at))
         self.comes_back()
-
-
-class SimulatedWorker:
-    """Takes as long as the service says."""
-
-    in_hand = 0
-
-    def __init__(self, simulation: Simulation) -> None:
-        self.simulation = simulation
-        self.room = simulation.policy.turn.room(0)
-        simulation.policy.has_room(self)
-
-    def run(self, batch: list[Request], waited_seconds: float) -> None:
-        self.room = 0
-        seconds = self.simulation.service.seconds(len(batch))
-        for request in batch:
-            request.sent(self)
-        self.simulation.clock.call_at(self.simulation.clock.time() + seconds, lambda: self.ends(batch, seconds))
-
-    def ends(self, batch: list[Request], seconds: float) -> None:
-        for request in batch:
-            request.finish()
-        self.simulation.policy.finished(self, batch, seconds)
-        self.room = self.simulation.policy.turn.room(0)
-        self.simulation.policy.has_room(self)
-
-    def release(self, request: Request) -> None:
-        """It keeps no list of its own."""
-
-    def credit(self, request: Request, size: int) -> None:
-        """Nothing is streamed here."""
 
 
 def outcome(wait: str, clients: int, service: Service, *, returns: float, workers: int = 1) -> Outcome:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import pytest
 from fakes import ManualClock, call
+from harness.simulated_worker import SimulatedWorker
 
 from torchd_server.batching.by_cost import ByCost, CostLimits
 from torchd_server.batching.policy import BatchPolicy
@@ -100,37 +101,6 @@ class Simulation:
     def answered(self, request: Request) -> None:
         self.latencies.append((self.clock.time(), self.clock.time() - request.received_at))
         self.comes_back()
-
-
-class SimulatedWorker:
-    """Takes as long as the longest input and the number of them say."""
-
-    in_hand = 0
-
-    def __init__(self, simulation: Simulation) -> None:
-        self.simulation = simulation
-        self.room = simulation.policy.turn.room(0)
-        simulation.policy.has_room(self)
-
-    def run(self, batch: list[Request], waited_seconds: float) -> None:
-        self.room = 0
-        seconds = self.simulation.seconds(batch)
-        for request in batch:
-            request.sent(self)
-        self.simulation.clock.call_at(self.simulation.clock.time() + seconds, lambda: self.ends(batch, seconds))
-
-    def ends(self, batch: list[Request], seconds: float) -> None:
-        for request in batch:
-            request.finish()
-        self.simulation.policy.finished(self, batch, seconds)
-        self.room = self.simulation.policy.turn.room(0)
-        self.simulation.policy.has_room(self)
-
-    def release(self, request: Request) -> None:
-        """It keeps no list of its own."""
-
-    def credit(self, request: Request, size: int) -> None:
-        """Nothing is streamed here."""
 
 
 def length_of(call: object) -> float:
